@@ -1,0 +1,174 @@
+"""Which interventions keep the cooperative stage stable on digits? Writes the table of the docs.
+
+    python benchmarks/coop_stability.py --out=stability --jobs=2
+
+Trains every variant and seed with train.py, one thread each, cooperatively throughout, then
+measures every snapshot. Runs that exist are not repeated. Quality is the Frechet distance between
+hidden activations of a small classifier (scikit-learn's MLP, trained here) on all real digits and
+as many generated ones: comparable within this table only.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import click
+import numpy as np
+from scipy.linalg import sqrtm
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+# Each variant is the least change to the one before it that we could think of.
+VARIANTS = {
+    "literal noise": ["--coop-noise=literal", "--coop-noise-schedule=constant", "--coop-clamp=none"],
+    "constant noise 0.03": [
+        "--coop-noise=0.03", "--coop-noise-schedule=constant", "--coop-clamp=none",
+    ],
+    "linear noise 0.01": ["--coop-clamp=none"],
+    "no noise": ["--coop-noise=0", "--coop-clamp=none"],
+    "linear noise 0.01, energy L2 0.1": ["--coop-clamp=none", "--coop-energy-l2=0.1"],
+    "literal noise, clamp 1": ["--coop-noise=literal", "--coop-noise-schedule=constant"],
+    "no noise, clamp 1": ["--coop-noise=0"],
+    "constant noise 0.01, clamp 1": ["--coop-noise-schedule=constant"],
+    "linear noise 0.01, clamp 1": [],
+    "linear noise 0.01, clamp 1, energy L2 0.1": ["--coop-energy-l2=0.1"],
+}  # fmt: skip
+SNAP_TICKS = 5
+
+
+@click.command()
+@click.option("--out", type=Path, required=True, help="Folder of the runs and of results.json")
+@click.option("--kimg", default=100, show_default=True, help="Length of every run")
+@click.option("--seeds", default=3, show_default=True)
+@click.option("--jobs", default=1, show_default=True, help="Runs at a time")
+@click.option("--only", multiple=True, type=click.Choice(list(VARIANTS)), help="These variants")
+def main(out, kimg, seeds, jobs, only):
+    """Train, measure, and print the table in Markdown."""
+    out.mkdir(parents=True, exist_ok=True)
+    data = out / "digits.zip"
+    if not data.exists():
+        tool = [sys.executable, str(ROOT / "dataset_tool.py"), "--source=digits"]
+        subprocess.run([*tool, f"--dest={data}"], check=True)
+    cases = [(name, seed) for seed in range(seeds) for name in only or VARIANTS]
+    with ThreadPoolExecutor(jobs) as pool:
+        for done in [pool.submit(train, out, data, kimg, *case) for case in cases]:
+            done.result()
+    measure = FrechetDistance(data)
+    results = [summarise(out, kimg, name, seed, measure) for name, seed in cases]
+    (out / "results.json").write_text(json.dumps(results, indent=1))
+    click.echo(markdown(results, kimg))
+
+
+def run_folder(out, kimg, name, seed):
+    """Where one run lives."""
+    slug = "".join(c if c.isalnum() else "-" for c in name)
+    return out / f"{slug}-{kimg}kimg-seed{seed}"
+
+
+def train(out, data, kimg, name, seed):
+    """Train one run to its end or its divergence; a finished one is left alone."""
+    folder = run_folder(out, kimg, name, seed)
+    if (folder / "exit-code").exists():
+        return
+    command = [
+        sys.executable, str(ROOT / "train.py"), f"--data={data}", f"--outdir={folder}",
+        "--cfg=digits", "--gamma=0", f"--kimg={kimg}", f"--coop-kimg={kimg}", f"--seed={seed}",
+        f"--snap={SNAP_TICKS}", "--workers=0", *VARIANTS[name],
+    ]  # fmt: skip
+    folder.mkdir(exist_ok=True)
+    with open(folder / "output.txt", "w") as log:
+        done = subprocess.run(
+            command, stdout=log, stderr=log, env=os.environ | {"OMP_NUM_THREADS": "1"}
+        )
+    (folder / "exit-code").write_text(str(done.returncode))
+
+
+class FrechetDistance:
+    """Distance between generated images and all real digits, in features of a small classifier."""
+
+    def __init__(self, data):
+        from sklearn.neural_network import MLPClassifier
+
+        from training.dataset import ImageFolderDataset
+
+        dataset = ImageFolderDataset(str(data), use_labels=True)
+        images, labels = zip(*(dataset[i] for i in range(len(dataset))), strict=True)
+        images = np.stack(images).reshape(len(dataset), -1) / 127.5 - 1
+        self._classifier = MLPClassifier([64], max_iter=500, random_state=0)
+        self._classifier.fit(images, np.stack(labels).argmax(axis=1))
+        self._real = self._features(images)
+
+    def _features(self, images):
+        return np.maximum(images @ self._classifier.coefs_[0] + self._classifier.intercepts_[0], 0)
+
+    def __call__(self, snapshot):
+        """Frechet distance of as many images of the snapshot's G_ema as there are real ones."""
+        import torch
+
+        import legacy
+
+        with open(snapshot, "rb") as file:
+            G = legacy.load_network_pkl(file)["G_ema"]
+        z = torch.from_numpy(np.random.RandomState(0).randn(len(self._real), G.z_dim)).float()
+        with torch.no_grad():
+            images = torch.cat([G(part, None, noise_mode="const") for part in z.split(256)])
+        pixels = (images * 127.5 + 128).clamp(0, 255).floor().flatten(1).numpy()
+        return frechet_distance(self._real, self._features(pixels / 127.5 - 1))
+
+
+def frechet_distance(a, b):
+    """Frechet distance of two sets of features [N, D] as Gaussians (Heusel et al. 2017)."""
+    cov_a, cov_b = np.cov(a.T), np.cov(b.T)
+    mean_term = np.square(a.mean(axis=0) - b.mean(axis=0)).sum()
+    return float(mean_term + np.trace(cov_a + cov_b - 2 * sqrtm(cov_a @ cov_b).real))
+
+
+def summarise(out, kimg, name, seed, measure):
+    """What one run did: reached kimg, extremes of its logs, distance of each snapshot."""
+    folder = run_folder(out, kimg, name, seed)
+    (run,) = folder.glob("[0-9]*")
+    ticks = [json.loads(line) for line in (run / "stats.jsonl").read_text().splitlines()]
+
+    def curve(quantity):
+        return [tick[quantity]["mean"] for tick in ticks if quantity in tick]
+
+    snapshots = sorted(run.glob("network-snapshot-*.pkl"))
+    return {
+        "variant": name,
+        "seed": seed,
+        "stable": (folder / "exit-code").read_text() == "0",
+        "kimg": curve("Progress/kimg")[-1],
+        "energy_gap": curve("Coop/energy_gap"),
+        "displacement": curve("Coop/displacement"),
+        "score_real": curve("Loss/scores/real"),
+        "distance": {int(path.stem[-6:]): measure(path) for path in snapshots},
+    }
+
+
+def markdown(results, kimg):
+    """One row a variant; values of all seeds, in the order of the seeds."""
+    lines = [
+        "| variant | stable to the end | stopped at kimg | largest displacement "
+        "| best distance (at kimg) | last distance |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name in dict.fromkeys(result["variant"] for result in results):
+        rows = [result for result in results if result["variant"] == name]
+        best = [min(row["distance"].items(), key=lambda item: item[1]) for row in rows]
+        cells = [
+            f"{sum(row['stable'] for row in rows)} of {len(rows)}",
+            ", ".join("-" if row["stable"] else f"{row['kimg']:.0f}" for row in rows),
+            ", ".join(f"{max(row['displacement'], key=lambda v: v or 0):.2f}" for row in rows),
+            ", ".join(f"{distance:.1f} ({at})" for at, distance in best),
+            ", ".join(f"{list(row['distance'].values())[-1]:.1f}" for row in rows),
+        ]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,128 @@
+"""Cooperative learning of a generator and a discriminator read as an energy-based model."""
+
+from collections import deque
+
+import torch
+
+from coopinit_patch.langevin import langevin, noise_levels
+
+
+def mcmc_teaching_loss(generated, revised):
+    """Step G2 of Algorithm 1: |x - G(z)|^2 of each sample, summed over pixels; shape [N]."""
+    return (revised - generated).square().flatten(1).sum(dim=1)
+
+
+def energy_loss(real_scores, revised_scores, l2=0.0):
+    """Step D2: the negative of equation 3's estimate, plus an optional L2 on the scores.
+
+    Args:
+        real_scores: D of real images [N, 1].
+        revised_scores: D of the images revised by Langevin dynamics [N, 1].
+        l2: Weight of the squared scores, which anchors the otherwise free level of the energy
+            (Du and Mordatch 2019).
+
+    Returns:
+        The loss of each pair of samples [N, 1].
+    """
+    loss = revised_scores - real_scores
+    if l2 > 0:
+        loss = loss + l2 * (real_scores.square() + revised_scores.square())
+    return loss
+
+
+def no_report(name, value):
+    """Discard a value: what `CoopInitLoss` uses where nobody listens."""
+
+
+class CoopInitLoss:
+    """Algorithm 1 of the CoopInit paper, phase by phase, for trainers of the StyleGAN family.
+
+    At phase Gmain the generator makes images once, a Langevin chain on D revises them, the
+    gradient of `mcmc_teaching_loss` is added to G and the revised images are kept. At phase Dmain
+    they are taken up and the gradient of `energy_loss` is added to D. Every Gmain must therefore
+    be followed by its Dmain, once a micro-batch, in the same order. Regularisation phases do
+    nothing; no augmentation, style mixing, R1 or path length belongs to this stage.
+
+    Args:
+        G: Function (z [N, z_dim], c [N, c_dim]) -> images [N, C, H, W].
+        D: Function (images [N, C, H, W], c [N, c_dim]) -> scores [N, 1].
+        steps: Length T of the chain.
+        step_size: eta.
+        noise: Standard deviation of the first step, or "literal" for sqrt(2 eta).
+        noise_schedule: "linear" (falls to zero) or "constant".
+        clamp: Keep the chain in [-clamp, clamp] after every step, or None.
+        energy_l2: Weight of the squared scores in D's loss.
+        report: Function (name, tensor of values) called with what a run should log.
+        generator: torch.Generator of the chain's noise; None: torch's default one.
+    """
+
+    def __init__(
+        self,
+        G,
+        D,
+        *,
+        steps=10,
+        step_size=1.0,
+        noise=0.01,
+        noise_schedule="linear",
+        clamp=1.0,
+        energy_l2=0.0,
+        report=no_report,
+        generator=None,
+    ):
+        self.G = G
+        self.D = D
+        self.step_size = step_size
+        self.noise_stds = noise_levels(steps, step_size, noise, noise_schedule)
+        self.clamp = clamp
+        self.energy_l2 = energy_l2
+        self.report = report
+        self.generator = generator
+        self._revised = deque()  # (images, labels) of each Gmain that waits for its Dmain
+
+    def accumulate_gradients(self, phase, real_img, real_c, gen_z, gen_c, gain=1, **_):
+        """Add the gradient of one micro-batch to G (Gmain, Gboth) or to D (Dmain, Dboth).
+
+        Args:
+            phase: Name of the phase, as in StyleGAN2-ADA and StyleGAN3; others do nothing.
+            real_img: Real images [N, C, H, W], in [-1, 1].
+            real_c: Their labels [N, c_dim].
+            gen_z: Latents [N, z_dim] of this phase; used at Gmain.
+            gen_c: Labels [N, c_dim] that go with them.
+            gain: Factor on the loss.
+        """
+        if phase in ("Gmain", "Gboth"):
+            self._teach_generator(gen_z, gen_c, gain)
+        elif phase in ("Dmain", "Dboth"):
+            self._train_descriptor(real_img, real_c, gain)
+
+    def _teach_generator(self, gen_z, gen_c, gain):
+        generated = self.G(gen_z, gen_c)
+        revised = langevin(
+            lambda x: self.D(x, gen_c),
+            generated,
+            step_size=self.step_size,
+            noise_stds=self.noise_stds,
+            clamp=self.clamp,
+            generator=self.generator,
+        )
+        loss = mcmc_teaching_loss(generated, revised)
+        loss.mean().mul(gain).backward()
+        self._revised.append((revised, gen_c))
+        loss = loss.detach()
+        self.report("Loss/G/loss", loss)
+        self.report("Coop/displacement", (loss / generated[0].numel()).sqrt())
+
+    def _train_descriptor(self, real_img, real_c, gain):
+        revised, revised_c = self._revised.popleft()
+        revised_scores = self.D(revised, revised_c)
+        real_scores = self.D(real_img.detach(), real_c)
+        loss = energy_loss(real_scores, revised_scores, self.energy_l2)
+        loss.mean().mul(gain).backward()
+        real_scores, revised_scores = real_scores.detach(), revised_scores.detach()
+        self.report("Loss/scores/real", real_scores)
+        self.report("Loss/scores/fake", revised_scores)
+        self.report("Loss/signs/real", real_scores.sign())
+        self.report("Loss/signs/fake", revised_scores.sign())
+        self.report("Loss/D/loss", loss.detach())
+        self.report("Coop/energy_gap", real_scores - revised_scores)

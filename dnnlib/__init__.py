@@ -1,0 +1,5 @@
+"""Helpers that need no torch: attribute dictionaries, downloads, safe unpickling."""
+
+from .util import EasyDict
+
+__all__ = ["EasyDict"]

@@ -1,0 +1,154 @@
+"""EasyDict, files that may live behind a URL, and files that appear complete or not at all."""
+
+import contextlib
+import hashlib
+import os
+import re
+import secrets
+import urllib.parse
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+__all__ = [
+    "DownloadError",
+    "EasyDict",
+    "atomic_write",
+    "cache_path",
+    "is_url",
+    "open_url",
+]
+
+_TIMEOUT = (10, 60)  # seconds to connect, seconds between two chunks
+_CHUNK = 1 << 18  # bytes
+
+
+class EasyDict(dict):
+    """A dict whose items are attributes too: ``d.key`` is ``d["key"]``.
+
+    A missing key raises KeyError as an item and AttributeError as an attribute.
+    """
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(f"EasyDict has no item {name!r}") from None
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        self[name] = value
+
+    def __delattr__(self, name: str) -> None:
+        try:
+            del self[name]
+        except KeyError:
+            raise AttributeError(f"EasyDict has no item {name!r}") from None
+
+
+class DownloadError(OSError):
+    """A URL could not be fetched; the message says where the file may be put by hand."""
+
+
+@contextlib.contextmanager
+def atomic_write(path: str | os.PathLike) -> Iterator[BinaryIO]:
+    """Context that yields a new binary file which replaces ``path`` when the block succeeds.
+
+    A reader sees the old file or the whole new one. After an error the old file is untouched and
+    nothing is left beside it. Raises OSError when the file cannot be written.
+    """
+    path = Path(path)
+    part = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
+    try:
+        with open(part, "xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())  # a rename may reach the disk before the data does
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def is_url(name: str | os.PathLike) -> bool:
+    """Whether ``name`` has a scheme (``https://...``) and is therefore no path."""
+    return re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", os.fspath(name)) is not None
+
+
+def cache_path(url: str, cache_dir: str | os.PathLike | None = None) -> Path:
+    """The file that keeps the download of ``url``.
+
+    It lies in ``cache_dir``, else in ``$DNNLIB_CACHE_DIR``, else in ``~/.cache/dnnlib``.
+    """
+    root = cache_dir or os.environ.get("DNNLIB_CACHE_DIR") or Path.home() / ".cache" / "dnnlib"
+    digest = hashlib.sha256(url.encode()).hexdigest()[:16]
+    last_part = urllib.parse.urlsplit(url).path.rsplit("/", 1)[-1]
+    readable = re.sub(r"[^A-Za-z0-9._-]", "_", urllib.parse.unquote(last_part))[-100:]
+    return Path(root).expanduser().absolute() / f"{digest}_{readable or 'download'}"
+
+
+def open_url(
+    url_or_path: str | os.PathLike, cache_dir: str | os.PathLike | None = None
+) -> BinaryIO:
+    """Open a local file, or the cached download of an http(s) URL, for reading bytes.
+
+    A URL is downloaded once, with a progress bar, to ``cache_path(url, cache_dir)``.
+
+    Raises:
+        DownloadError: the URL cannot be fetched whole.
+        ValueError: the URL is neither http nor https.
+        OSError: the local file cannot be opened.
+    """
+    if not is_url(url_or_path):
+        return open(url_or_path, "rb")
+    url = os.fspath(url_or_path)
+    scheme = url.split(":", 1)[0].lower()
+    if scheme not in ("http", "https"):
+        raise ValueError(f"cannot open {url}: only http, https and local paths are read")
+    path = cache_path(url, cache_dir)
+    if not path.exists():
+        _download(url, path)
+    return open(path, "rb")
+
+
+def _download(url: str, path: Path) -> None:
+    import requests  # slow to import, and most runs download nothing
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Without the header a server may compress, and Content-Length would count other bytes.
+        # requests follows redirects to http and https only.
+        with requests.get(
+            url, stream=True, timeout=_TIMEOUT, headers={"Accept-Encoding": "identity"}
+        ) as response:
+            response.raise_for_status()
+            _store(response, path)
+    except (requests.RequestException, OSError) as err:
+        raise DownloadError(
+            f"cannot download {url} ({_reason(err)}); "
+            f"check the connection, or put the file at {path} by hand"
+        ) from err
+
+
+def _reason(err: BaseException) -> str:
+    text = str(err).strip().splitlines()
+    return text[0][:200] if text else type(err).__name__
+
+
+def _store(response: Any, path: Path) -> None:
+    from tqdm import tqdm
+
+    if response.headers.get("Content-Type", "").startswith("text/html"):
+        raise OSError("the server answered with a web page, not with a file")
+    declared = response.headers.get("Content-Length", "")
+    expected = int(declared) if declared.isdecimal() else None
+    size = 0
+    bar = tqdm(
+        total=expected, desc=path.name[17:], unit="B", unit_scale=True, disable=None, leave=False
+    )
+    with bar, atomic_write(path) as file:
+        for chunk in response.iter_content(_CHUNK):
+            size += file.write(chunk)
+            bar.update(len(chunk))
+        if size == 0:
+            raise OSError("the server sent an empty file")
+        if expected is not None and size != expected:
+            raise OSError(f"the server announced {expected} bytes and sent {size}")

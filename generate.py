@@ -1,0 +1,278 @@
+"""Generate images with a trained network.
+
+\b
+  python generate.py --network=network-snapshot-025000.pkl --seeds=0-35 --outdir=out --grid
+"""
+
+import contextlib
+import math
+import os
+import re
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+
+# torch is imported inside functions, so that --help answers at once.
+
+_MAX_SEED = 2**32 - 1  # of numpy's RandomState
+
+
+@dataclass(frozen=True)
+class Options:
+    """The command line, parsed."""
+
+    network: str
+    """Snapshot to use: path or URL."""
+    seeds: list[int] | None
+    """One image is made for each."""
+    truncation_psi: float
+    """1 is no truncation, 0 always the mean image."""
+    class_idx: int | None
+    """Class to show, for a conditional network."""
+    noise_mode: str
+    """const, random or none."""
+    projected_w: str | None
+    """npz file with latents to render in place of seeds."""
+    outdir: str
+    """Folder for the images."""
+    device: str | None
+    """torch device; None takes the GPU where there is one."""
+    batch: int
+    """Images made at once."""
+    grid: str | None
+    """Contact sheet, relative to outdir."""
+
+
+def parse_seeds(text: str) -> list[int]:
+    """Seeds of a list with ranges, ends included: ``1,2,5-9``.
+
+    Raises ValueError with a message for the user.
+    """
+    seeds: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
+        if match is None:
+            raise ValueError(f"{part.strip()!r} is no seed; write a list such as 1,2,5-9")
+        first, last = int(match[1]), int(match[2] or match[1])
+        if first > last:
+            raise ValueError(f"range {part.strip()} runs backwards; write {last}-{first}")
+        if last > _MAX_SEED:
+            raise ValueError(f"seed {last} is above {_MAX_SEED}")
+        seeds.extend(range(first, last + 1))
+    return seeds
+
+
+def _seeds_option(_ctx: click.Context, _param: click.Parameter, value: str | None):
+    try:
+        return None if value is None else parse_seeds(value)
+    except ValueError as err:
+        raise click.BadParameter(str(err)) from None
+
+
+@click.command(help=__doc__)
+@click.option("--network", required=True, metavar="PKL", help="Network snapshot: path or URL")
+@click.option("--seeds", callback=_seeds_option, metavar="LIST", help="Seeds, e.g. 1,2,5-9")
+@click.option("--trunc", "truncation_psi", type=float, default=1, show_default=True, metavar="PSI",
+              help="Truncation: 1 is none, 0 always the mean image")  # fmt: skip
+@click.option("--class", "class_idx", type=int, metavar="INT",
+              help="Class to generate; required for a conditional network")  # fmt: skip
+@click.option("--noise-mode", type=click.Choice(["const", "random", "none"]), default="const",
+              show_default=True,
+              help="Noise inputs; random ones follow from the seed")  # fmt: skip
+@click.option("--projected-w", metavar="FILE",
+              help="Render the latents in this npz file (array w) in place of seeds")  # fmt: skip
+@click.option("--outdir", required=True, metavar="DIR", help="Where to save the images")
+@click.option("--device", metavar="NAME", help="cuda or cpu  [default: cuda where there is one]")
+@click.option("--batch", type=click.IntRange(min=1), default=8, show_default=True,
+              help="Images to make at once")  # fmt: skip
+@click.option("--grid", is_flag=False, flag_value="grid.png", metavar="[FILE]",
+              help="Also save all images on one sheet, grid.png or FILE in --outdir")  # fmt: skip
+def main(**options: Any) -> None:
+    """Parse the command line and generate."""
+    opts = Options(**options)
+    latents = _read_latents(opts)
+    outdir = _prepare_folder(opts.outdir)
+    device = _choose_device(opts.device)
+    network = _load_generator(opts.network).to(device)
+    if latents is None:
+        label = _label(network, opts.class_idx).to(device)
+        names = [f"seed{seed:04d}.png" for seed in opts.seeds]
+        images = _images_of_seeds(network, label, opts)
+    else:
+        _check_latents(latents, network, opts.projected_w)
+        digits = max(2, len(str(len(latents) - 1)))
+        names = [f"proj{idx:0{digits}d}.png" for idx in range(len(latents))]
+        images = _images_of_latents(network, latents, opts)
+    _save(images, names, outdir, opts.grid)
+
+
+def _read_latents(opts: Options) -> np.ndarray | None:
+    """The array of --projected-w, None when images come from seeds."""
+    if opts.projected_w is None:
+        if opts.seeds is None:
+            raise click.UsageError("Give --seeds, e.g. --seeds=0-35, or --projected-w=FILE.")
+        return None
+    for given, name in ((opts.seeds, "--seeds"), (opts.class_idx, "--class")):
+        if given is not None:
+            click.echo(f"Warning: {name} has no effect together with --projected-w.", err=True)
+    try:
+        with np.load(opts.projected_w) as archive:
+            return archive["w"]
+    except Exception as err:  # whatever a wrong or damaged file makes NumPy and zipfile raise
+        reason = (str(err).splitlines() or [""])[0] or type(err).__name__
+        raise click.ClickException(
+            f"Cannot read array w of --projected-w={opts.projected_w}: {reason}"
+        ) from None
+
+
+def _check_latents(latents: np.ndarray, network: "torch.nn.Module", name: str) -> None:
+    shape = (network.num_ws, network.w_dim)
+    if latents.ndim != 3 or latents.shape[1:] != shape or latents.dtype.kind != "f":
+        raise click.ClickException(
+            f"Array w of {name} has shape {list(latents.shape)} and type {latents.dtype}; "
+            f"this network needs floats of shape [N, {shape[0]}, {shape[1]}]."
+        )
+
+
+def _prepare_folder(name: str) -> Path:
+    try:
+        os.makedirs(name, exist_ok=True)
+        with tempfile.TemporaryFile(dir=name):  # permissions say little on network file systems
+            pass
+    except OSError as err:
+        raise click.ClickException(
+            f"Cannot write to --outdir={name}: {err.strerror}. Choose another folder."
+        ) from None
+    return Path(name)
+
+
+def _choose_device(name: str | None) -> "torch.device":
+    import torch
+
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as err:
+        reason = str(err).splitlines()[0]
+        raise click.UsageError(f"Cannot use --device={name}: {reason}") from None
+    return device
+
+
+def _load_generator(name: str) -> "torch.nn.Module":
+    import legacy
+    from dnnlib.util import DownloadError, open_url
+
+    try:
+        with open_url(name) as file:
+            return legacy.load_network_pkl(file)["G_ema"]
+    except DownloadError as err:
+        raise click.ClickException(f"{err}.") from None
+    except OSError as err:
+        raise click.ClickException(f"Cannot read --network={name}: {err.strerror}.") from None
+    except (legacy.UnsafePickleError, ValueError) as err:
+        raise click.ClickException(f"Cannot use --network={name}: {err}.") from None
+
+
+def _label(network: "torch.nn.Module", class_idx: int | None) -> "torch.Tensor":
+    """One-hot label [1, c_dim]."""
+    import torch
+
+    label = torch.zeros([1, network.c_dim])
+    if network.c_dim == 0:
+        if class_idx is not None:
+            click.echo("Warning: --class has no effect, the network is unconditional.", err=True)
+        return label
+    choices = f"0 to {network.c_dim - 1}"
+    if class_idx is None:
+        raise click.UsageError(f"The network is conditional: give --class, {choices}.")
+    if not 0 <= class_idx < network.c_dim:
+        raise click.UsageError(f"--class={class_idx} is out of range: the network has {choices}.")
+    label[0, class_idx] = 1
+    return label
+
+
+def _batches(items: Any, opts: Options) -> Iterator[Any]:
+    # Random noise inputs are drawn for a whole batch at once: only batches of one make the image
+    # of a seed the same whatever other seeds are asked for.
+    step = 1 if opts.noise_mode == "random" else opts.batch
+    for start in range(0, len(items), step):
+        yield items[start : start + step]
+
+
+def _images_of_seeds(
+    network: "torch.nn.Module", label: "torch.Tensor", opts: Options
+) -> Iterator[np.ndarray]:
+    import torch
+
+    for seeds in _batches(opts.seeds, opts):
+        z = np.concatenate([np.random.RandomState(s).randn(1, network.z_dim) for s in seeds])
+        z = torch.from_numpy(z).to(label.device, torch.float32)
+        c = label.expand(len(seeds), -1)
+        with torch.inference_mode():
+            ws = network.mapping(z, c, truncation_psi=opts.truncation_psi)
+        yield from _synthesize(network, ws, opts.noise_mode, noise_seed=seeds[0])
+
+
+def _images_of_latents(
+    network: "torch.nn.Module", latents: np.ndarray, opts: Options
+) -> Iterator[np.ndarray]:
+    import torch
+
+    device = next(network.parameters()).device
+    # Random noise depends on the latent's place in the file.
+    for indices in _batches(range(len(latents)), opts):
+        ws = torch.from_numpy(latents[indices.start : indices.stop]).to(device, torch.float32)
+        yield from _synthesize(network, ws, opts.noise_mode, noise_seed=indices.start)
+
+
+def _synthesize(
+    network: "torch.nn.Module", ws: "torch.Tensor", noise_mode: str, noise_seed: int
+) -> np.ndarray:
+    """Images uint8 [N, 1, C, H, W], ready to be taken one by one."""
+    import torch
+
+    from training.snapshot import pixels
+
+    torch.manual_seed(noise_seed)
+    with torch.inference_mode():
+        return pixels(network.synthesis(ws, noise_mode=noise_mode))[:, None]
+
+
+def _save(images: Iterator[np.ndarray], names: list[str], outdir: Path, grid: str | None) -> None:
+    from tqdm import tqdm
+
+    from training.snapshot import save_image_grid
+
+    kept = []
+    with _writing(outdir):
+        for name, image in zip(tqdm(names, unit="image", disable=None), images, strict=True):
+            save_image_grid(outdir / name, image)
+            if grid is not None:
+                kept.append(image)
+        if kept:
+            columns = math.ceil(math.sqrt(len(kept)))
+            rows = math.ceil(len(kept) / columns)
+            save_image_grid(outdir / grid, np.concatenate(kept), (columns, rows))
+    click.echo(f"Saved {len(names)} images{f' and {grid}' if kept else ''} in {outdir}")
+
+
+@contextlib.contextmanager
+def _writing(outdir: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as err:
+        raise click.ClickException(f"Cannot write to {outdir}: {err}.") from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""PyTorch helpers that know nothing about training: pickling, custom operators, small tools."""

@@ -1,0 +1,97 @@
+"""Bias, activation function, gain and clamp as one operator."""
+
+from collections.abc import Callable
+from math import sqrt
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as nnf
+
+
+class Activation(NamedTuple):
+    """An activation function and the defaults that go with it.
+
+    `func(x, alpha)` is the function; `def_alpha` its default shape parameter; `def_gain` the
+    default factor on its output, which restores roughly unit variance after the nonlinearity.
+    """
+
+    func: Callable[[torch.Tensor, float], torch.Tensor]
+    def_alpha: float
+    def_gain: float
+
+
+# Only lrelu has a shape parameter; the other functions take alpha and do not use it.
+activation_funcs = {
+    "linear": Activation(lambda x, alpha: x, 0.0, 1.0),
+    "relu": Activation(lambda x, alpha: nnf.relu(x), 0.0, sqrt(2)),
+    "lrelu": Activation(lambda x, alpha: nnf.leaky_relu(x, alpha), 0.2, sqrt(2)),
+    "tanh": Activation(lambda x, alpha: torch.tanh(x), 0.0, 1.0),
+    "sigmoid": Activation(lambda x, alpha: torch.sigmoid(x), 0.0, 1.0),
+    "elu": Activation(lambda x, alpha: nnf.elu(x), 0.0, 1.0),
+    "selu": Activation(lambda x, alpha: nnf.selu(x), 0.0, 1.0),
+    "softplus": Activation(lambda x, alpha: nnf.softplus(x), 0.0, 1.0),
+    "swish": Activation(lambda x, alpha: nnf.silu(x), 0.0, sqrt(2)),
+}
+
+
+def bias_act(  # noqa: PLR0913 - the operator's established signature
+    x: torch.Tensor,
+    b: torch.Tensor | None = None,
+    dim: int = 1,
+    act: str = "linear",
+    alpha: float | None = None,
+    gain: float | None = None,
+    clamp: float | None = None,
+    impl: str = "cuda",
+) -> torch.Tensor:
+    """Compute `clamp(gain * act(x + b), -clamp, clamp)`; differentiates twice.
+
+    Args:
+        x: tensor of any shape and floating-point dtype.
+        b: bias of shape [x.shape[dim]], or None for no bias.
+        dim: dimension of `x` that the bias runs along; unused without a bias.
+        act: name in `activation_funcs`.
+        alpha: shape parameter of the activation; None takes its default.
+        gain: factor on the activated value; None takes the activation's default.
+        clamp: largest magnitude of the result, >= 0; None does not clamp.
+        impl: 'cuda' or 'ref'; both run the same plain PyTorch code.
+
+    Returns:
+        Tensor with the shape, dtype and memory format of `x`.
+
+    Raises:
+        ValueError: an unknown activation or implementation, a bias that does not fit, or a
+            negative clamp.
+    """
+    if impl not in ("cuda", "ref"):
+        raise ValueError(f"impl must be 'cuda' or 'ref', not {impl!r}")
+    if act not in activation_funcs:
+        raise ValueError(f"unknown activation {act!r}; choose from {', '.join(activation_funcs)}")
+    if clamp is not None and clamp < 0:
+        raise ValueError(f"clamp must be at least 0, or None for no clamp, not {clamp}")
+    if b is not None:
+        _check_bias(x, b, dim)
+    return _bias_act_ref(x, b, dim, act, alpha, gain, clamp)
+
+
+def _check_bias(x: torch.Tensor, b: torch.Tensor, dim: int) -> None:
+    if not 0 <= dim < x.ndim:
+        raise ValueError(f"dim is {dim}, but x has dimensions 0 to {x.ndim - 1}")
+    if b.shape != (x.shape[dim],):
+        raise ValueError(
+            f"bias has shape {list(b.shape)}, expected [{x.shape[dim]}], the size of x along {dim=}"
+        )
+
+
+def _bias_act_ref(x, b, dim, act, alpha, gain, clamp):
+    spec = activation_funcs[act]
+    alpha = spec.def_alpha if alpha is None else alpha
+    gain = spec.def_gain if gain is None else gain
+    if b is not None:
+        x = x + b.to(x.dtype).reshape([-1 if i == dim else 1 for i in range(x.ndim)])
+    x = spec.func(x, alpha)
+    if gain != 1:
+        x = x * gain
+    if clamp is not None:
+        x = x.clamp(-clamp, clamp)
+    return x

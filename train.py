@@ -1,0 +1,194 @@
+"""Train StyleGAN2-ADA, optionally with a cooperative initialisation stage (CoopInit)."""
+
+import dataclasses
+import logging
+import math
+import sys
+
+import click
+
+from training.config import NOISE_SCHEDULES, ConfigError, TrainingConfig, setting_docs
+from training.presets import CFG_NAMES
+from training.run_dir import create_run_dir, describe_run
+
+DEFAULTS = {f.name: f.default for f in dataclasses.fields(TrainingConfig)}
+DOCS = setting_docs()
+
+
+class FloatOr(click.ParamType):
+    """A number, or one word that stands for `value`."""
+
+    def __init__(self, word, value):
+        self.name = f"float|{word}"
+        self._word = word
+        self._value = value
+
+    def convert(self, value, param, ctx):
+        """Convert the text of the command line."""
+        return self._value if value == self._word else click.FLOAT.convert(value, param, ctx)
+
+
+def option(*names, type=str, **kwargs):
+    """One setting of `TrainingConfig`: its help text and default come from there."""
+    field = names[0].lstrip("-").replace("-", "_")
+    default = DEFAULTS[field]
+    shown = "" if default in (None, dataclasses.MISSING) else f"  [default: {default}]"
+    if default is dataclasses.MISSING and not kwargs.get("required"):
+        shown = "  [default: from --cfg]"
+    return click.option(*names, type=type, help=f"{DOCS[field].capitalize()}{shown}", **kwargs)
+
+
+@click.command(context_settings={"show_default": True, "max_content_width": 100})
+# General
+@click.option("--outdir", default="training-runs", help="Folder of all runs", metavar="DIR")
+@click.option("-n", "--dry-run", is_flag=True, help="Print the settings and exit")
+@click.option("--device", help="cpu, cuda or cuda:N  [default: cuda where there is one]")
+@option("--gpus", type=int)
+@option("--snap", type=int)
+@option("--seed", type=int)
+@click.option("--metrics", help="Not available yet; none is accepted", metavar="LIST")
+# Data
+@option("--data", required=True, metavar="PATH")
+@option("--cond", type=bool, metavar="BOOL")
+@option("--subset", type=int)
+@option("--mirror", type=bool, metavar="BOOL")
+@option("--workers", type=int)
+# Preset and what it sets
+@option("--cfg", type=click.Choice(CFG_NAMES))
+@option("--gamma", type=float)
+@option("--kimg", type=int)
+@option("--batch", type=int)
+# Augmentation
+@click.option("--aug", type=click.Choice(["noaug", "ada", "fixed"]), help="Not available yet")
+@click.option("--p", type=float, help="Not available yet")
+@click.option("--target", type=float, help="Not available yet")
+@click.option("--augpipe", help="Not available yet")
+# Transfer learning
+@option("--resume", metavar="PKL")
+@option("--freezed", type=int)
+# Performance
+@click.option("--fp32", type=bool, metavar="BOOL", help="No float16 anywhere")
+@option("--nhwc", type=bool, metavar="BOOL")
+@click.option("--nobench", type=bool, metavar="BOOL", help="No cuDNN benchmarking")
+@option("--allow-tf32", type=bool, metavar="BOOL")
+# Cooperative initialisation
+@option("--coop-kimg", type=int)
+@option("--coop-steps", type=int)
+@option("--coop-step-size", type=float)
+@option("--coop-noise", type=FloatOr("literal", "literal"))
+@option("--coop-noise-schedule", type=click.Choice(NOISE_SCHEDULES))
+@option("--coop-clamp", type=FloatOr("none", math.inf))
+@option("--coop-energy-l2", type=float)
+@option("--coop-lr-g", type=float)
+@option("--coop-lr-d", type=float)
+def main(outdir, dry_run, **options):
+    """Train a GAN on the images of a zip or folder, made by dataset_tool.py.
+
+    \b
+    Examples:
+      python train.py --data=cifar10.zip --cfg=cifar --coop-kimg=750 --gamma=0
+      python train.py --data=faces.zip --mirror=1 --snap=10
+    """
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout, force=True)
+    given = {name: value for name, value in options.items() if value is not None}
+    notes = refuse_unavailable(given)
+    config, dataset = configure(given)
+    description = describe_run(dataset.name, config, given)
+    for line in [*notes, f"Settings: {config.to_json()}", f"Run: {description}"]:
+        click.echo(line)
+    if config.coop_kimg >= config.kimg:
+        click.echo("--coop-kimg covers the whole run: training is cooperative throughout.")
+    if dry_run:
+        click.echo("Dry run: nothing was written.")
+        return
+    run(config, dataset, outdir, description)
+
+
+def refuse_unavailable(given):
+    """Take the options out of `given` that no code stands behind yet; returns lines to print."""
+    unavailable = {
+        "--aug": given.pop("aug", "noaug") != "noaug",
+        "--p": given.pop("p", None) is not None,
+        "--target": given.pop("target", None) is not None,
+        "--augpipe": given.pop("augpipe", None) is not None,
+        "--metrics": given.pop("metrics", "none") != "none",
+        "--gpus above 1": given.get("gpus", 1) > 1,
+    }
+    names = [name for name, refused in unavailable.items() if refused]
+    if names:
+        raise click.UsageError(f"not available yet: {', '.join(names)}; leave it out")
+    return ["Adaptive augmentation (ADA) and metrics are not available yet: both are off."]
+
+
+def configure(given):
+    """Open the data set and complete the settings; returns (`TrainingConfig`, data set)."""
+    import torch
+
+    from training.dataset import DatasetError, ImageFolderDataset
+
+    given.setdefault("device", "cuda" if torch.cuda.is_available() else "cpu")
+    check_device(given["device"])
+    # The CPU has no float16 convolutions.
+    if given.pop("fp32", False) or given["device"] == "cpu":
+        given["num_fp16_res"] = 0
+    given["cudnn_benchmark"] = not given.pop("nobench", False)
+    if given.get("subset", 1) < 1:
+        raise click.UsageError(f"--subset must be at least 1, not {given['subset']}")
+    try:
+        dataset = ImageFolderDataset(
+            given["data"],
+            use_labels=given.get("cond", False),
+            max_size=given.get("subset"),
+            xflip=given.get("mirror", False),
+            random_seed=given.get("seed", 0),
+        )
+    except DatasetError as error:
+        raise click.ClickException(str(error)) from error
+    try:
+        return TrainingConfig.from_options(given, resolution=dataset.resolution), dataset
+    except ConfigError as error:
+        raise click.UsageError(str(error)) from error
+
+
+def check_device(device):
+    """Refuse a device that is not there."""
+    import torch
+
+    kind, _, index = device.partition(":")
+    if kind not in ("cpu", "cuda") or (index and not (kind == "cuda" and index.isdigit())):
+        raise click.UsageError(f"--device must be cpu, cuda or cuda:N, not {device}")
+    if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
+        raise click.UsageError(f"--device={device} is not there; use --device=cpu")
+
+
+def run(config, dataset, outdir, description):
+    """Make the run folder and train; errors that a user can mend end in one line."""
+    import pickle
+
+    from training.divergence import DivergenceError
+    from training.image_files import DatasetError
+    from training.training_loop import TrainingRun
+    from training.transfer import read_snapshot
+
+    try:
+        resume = None if config.resume is None else read_snapshot(config.resume)
+        run_dir = create_run_dir(outdir, description)
+        (run_dir / "training_options.json").write_text(config.to_json())
+    except (OSError, ValueError, pickle.UnpicklingError) as error:
+        raise click.ClickException(str(error)) from error
+    logging.getLogger().addHandler(logging.FileHandler(run_dir / "log.txt"))
+    click.echo(f"Run folder: {run_dir}")
+    try:
+        TrainingRun(config, dataset, run_dir, resume).train()
+    except (DivergenceError, DatasetError) as error:
+        raise click.ClickException(last_line(error)) from error
+    click.echo(f"Done. Open {run_dir / 'index.html'}")
+
+
+def last_line(error):
+    """The message itself: data-loader workers put their traceback before it."""
+    return str(error).strip().splitlines()[-1]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""One StyleGAN2-ADA training run: data, networks, augmentation, losses, loop, snapshots."""

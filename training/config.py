@@ -1,0 +1,194 @@
+"""Every setting of a training run: one frozen dataclass, validated, with a JSON round trip.
+
+Imports no torch, so that `train.py --help` answers at once.
+"""
+
+import dataclasses
+import json
+from dataclasses import dataclass, field, fields
+
+from training.presets import CFG_NAMES, preset
+
+NOISE_SCHEDULES = ("linear", "constant")
+
+
+class ConfigError(ValueError):
+    """A setting is out of range or contradicts another; the message says what to do."""
+
+
+def setting(doc, default=dataclasses.MISSING):
+    """A documented field of `TrainingConfig`."""
+    return field(default=default, metadata={"doc": doc})
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """Settings of one training run, complete: presets and defaults are already filled in.
+
+    Build one with `TrainingConfig.from_options()`. `kimg` counts thousands of real images shown.
+
+    Raises:
+        ConfigError: Lists every setting that is out of range.
+    """
+
+    # Data
+    data: str = setting("path of the zip or folder")
+    resolution: int = setting("width and height of the images, pixels")
+    cond: bool = setting("train with the labels of dataset.json", False)
+    subset: int | None = setting("train with this many images only; None: all", None)
+    mirror: bool = setting("add an x-flipped copy of every image", False)
+    workers: int = setting("data-loader processes; 0 loads in the training process", 3)
+
+    # Length, batch, randomness
+    cfg: str = setting("name of the preset", "auto")
+    kimg: int = setting("length of the run")
+    batch: int = setting("images an iteration, all processes together")
+    batch_gpu: int = setting("images a forward pass; larger batches accumulate gradients")
+    gpus: int = setting("processes", 1)
+    seed: int = setting("seed of every random number", 0)
+    snap: int = setting("ticks between snapshots", 50)
+
+    # Networks
+    z_dim: int = setting("size of the latent z")
+    w_dim: int = setting("size of the intermediate latent w")
+    mapping_layers: int = setting("layers of G's mapping network")
+    channel_base: int = setting("channels(res) = min(channel_base / res, channel_max)")
+    channel_max: int = setting("most channels of a layer")
+    d_arch: str = setting("architecture of D: orig, skip or resnet")
+    mbstd_group: int = setting("group of the minibatch standard deviation layer, samples")
+    freezed: int = setting("Freeze-D: layers of D kept fixed, counted from the image", 0)
+    num_fp16_res: int = setting("highest resolutions that run in float16 on CUDA", 4)
+    nhwc: bool = setting("channels-last memory layout in float16 blocks", False)
+    resume: str | None = setting("snapshot to start from, path or URL", None)
+
+    # Optimisation
+    lr: float = setting("learning rate of Adam, G and D")
+    gamma: float = setting("weight of R1")
+    style_mixing: float = setting("probability of style mixing")
+    pl_weight: float = setting("weight of path length regularisation")
+    g_reg_interval: int = setting("iterations between path length steps", 4)
+    d_reg_interval: int = setting("iterations between R1 steps", 16)
+    ema_kimg: float = setting("half-life of the moving average of G, kimg")
+    ema_rampup: float | None = setting("half-life at most this share of kimg so far; None: off")
+
+    # Cooperative stage
+    coop_kimg: int = setting("length of the cooperative stage; 0: none", 0)
+    coop_steps: int = setting("Langevin steps T", 10)
+    coop_step_size: float = setting("Langevin step size eta", 1.0)
+    coop_noise: float | str = setting("noise std of the first step, or literal: sqrt(2 eta)", 0.01)
+    coop_noise_schedule: str = setting("linear (falls to 0) or constant", "linear")
+    coop_clamp: float = setting("keep the chain within +- this after every step; none: inf", 1.0)
+    coop_energy_l2: float = setting("weight of the squared scores in D's loss", 0.0)
+    coop_lr_g: float | None = setting("G's learning rate in this stage; None: lr", None)
+    coop_lr_d: float | None = setting("D's learning rate in this stage; None: lr", None)
+
+    # Machine
+    device: str = setting("cpu, cuda or cuda:N", "cpu")
+    cudnn_benchmark: bool = setting("let cuDNN choose algorithms by trial", True)
+    allow_tf32: bool = setting("allow TensorFloat-32 in float32 matrix products", False)
+
+    def __post_init__(self):
+        """Check everything and report all problems together."""
+        problems = [*self._range_problems(), *self._batch_problems(), *self._coop_problems()]
+        if problems:
+            raise ConfigError("; ".join(problems))
+
+    def _range_problems(self):
+        at_least = dict(
+            workers=0, kimg=1, batch=1, gpus=1, snap=1, mapping_layers=1, freezed=0, num_fp16_res=0,
+            gamma=0, style_mixing=0, pl_weight=0, ema_kimg=0, coop_kimg=0, coop_energy_l2=0,
+        )  # fmt: skip
+        for name, low in at_least.items():
+            if getattr(self, name) < low:
+                yield f"--{name.replace('_', '-')} must be at least {low}, not {getattr(self, name)}"
+        if self.subset is not None and self.subset < 1:
+            yield f"--subset must be at least 1, not {self.subset}"
+        if self.seed < 0:
+            yield f"--seed must not be negative, it is {self.seed}"
+        if self.lr <= 0:
+            yield f"the learning rate must be positive, not {self.lr}"
+        if self.cfg not in CFG_NAMES:
+            yield f"--cfg must be one of {', '.join(CFG_NAMES)}, not {self.cfg}"
+
+    def _batch_problems(self):
+        if self.batch_gpu < 1 or self.batch % (self.batch_gpu * self.gpus):
+            yield (
+                f"--batch={self.batch} cannot be split over --gpus={self.gpus} into equal parts of "
+                f"{self.batch_gpu}: choose a multiple"
+            )
+        elif self.batch_gpu % min(self.mbstd_group, self.batch_gpu):
+            yield (
+                f"each forward pass sees {self.batch_gpu} images, which is no multiple of the "
+                f"preset's minibatch-std group of {self.mbstd_group}: choose another --batch"
+            )
+
+    def _coop_problems(self):
+        if self.coop_steps < 1:
+            yield f"--coop-steps must be at least 1, not {self.coop_steps}"
+        if self.coop_step_size <= 0:
+            yield f"--coop-step-size must be positive, not {self.coop_step_size}"
+        if self.coop_noise != "literal" and self.coop_noise < 0:
+            yield f"--coop-noise must not be negative, it is {self.coop_noise}"
+        if self.coop_noise_schedule not in NOISE_SCHEDULES:
+            yield f"--coop-noise-schedule must be one of {', '.join(NOISE_SCHEDULES)}"
+        for name in ("coop_clamp", "coop_lr_g", "coop_lr_d"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                yield f"--{name.replace('_', '-')} must be positive, not {value}"
+
+    @classmethod
+    def from_options(cls, options, *, resolution):
+        """Fill preset values under the options a user gave.
+
+        Args:
+            options: Values by field name; None means not given.
+            resolution: Of the data set, pixels.
+        """
+        given = {name: value for name, value in options.items() if value is not None}
+        gpus = given.get("gpus", 1)
+        if gpus < 1:
+            raise ConfigError(f"--gpus must be at least 1, not {gpus}")
+        values = preset(
+            given.get("cfg", "auto"), resolution=resolution, gpus=gpus, batch=given.get("batch")
+        )
+        if "resume" in given:
+            values["ema_rampup"] = None  # the snapshot's average is already a good start
+        return cls(**(values | given | {"resolution": resolution}))
+
+    def to_json(self):
+        """The settings as an indented JSON object."""
+        return json.dumps(dataclasses.asdict(self), indent=2)
+
+    @classmethod
+    def from_json(cls, text):
+        """The inverse of `to_json`."""
+        return cls(**json.loads(text))
+
+    @property
+    def conv_clamp(self):
+        """Bound of activations: 256 when float16 is on (StyleGAN2-ADA), else none."""
+        return 256 if self.num_fp16_res > 0 else None
+
+    @property
+    def rounds(self):
+        """Forward passes an iteration and process: gradients are accumulated over them."""
+        return self.batch // (self.batch_gpu * self.gpus)
+
+    def training_set_kwargs(self):
+        """Arguments of the data set as network snapshots carry them (interface of the field)."""
+        kwargs = dict(
+            class_name="training.dataset.ImageFolderDataset",
+            path=self.data,
+            use_labels=self.cond,
+            max_size=self.subset,
+            xflip=self.mirror,
+            resolution=self.resolution,
+        )
+        if self.subset is not None:
+            kwargs["random_seed"] = self.seed
+        return kwargs
+
+
+def setting_docs():
+    """Documentation of every field of `TrainingConfig`, by name."""
+    return {f.name: f.metadata["doc"] for f in fields(TrainingConfig)}

@@ -1,0 +1,64 @@
+"""Learning curves of a run, from its stats.jsonl."""
+
+import json
+from pathlib import Path
+
+PANELS = (
+    ("Scores of D (mean logit)", ("Loss/scores/real", "Loss/scores/fake")),
+    ("Loss of G", ("Loss/G/loss",)),
+    ("Loss of D", ("Loss/D/loss",)),
+    ("Gradient norms", ("grad_norm/Gmain", "grad_norm/Dmain")),
+    ("Langevin displacement (rms)", ("Coop/displacement",)),
+    ("Energy gap D(real) - D(revised)", ("Coop/energy_gap",)),
+)
+
+
+def read_stats(run_dir):
+    """The lines of stats.jsonl as a list of dicts, in order."""
+    text = (Path(run_dir) / "stats.jsonl").read_text()
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def stage_switch(ticks):
+    """kimg at which the adversarial stage took over from a cooperative one; None if never."""
+    for before, after in zip(ticks, ticks[1:], strict=False):
+        if _mean(before, "Progress/cooperative") and not _mean(after, "Progress/cooperative"):
+            return _mean(before, "Progress/kimg")
+    return None
+
+
+def save_curves(run_dir):
+    """Draw learning-curves.png into the run folder, the stage switch marked."""
+    # Not pyplot: it would look for a display, and keep the figure alive.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    ticks = read_stats(run_dir)
+    kimg = [_mean(tick, "Progress/kimg") for tick in ticks]
+    switch = stage_switch(ticks)
+    figure = Figure(figsize=(12, 6.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    for axes, (title, names) in zip(figure.subplots(2, 3).flat, PANELS, strict=True):
+        for name in names:
+            axes.plot(kimg, [_curve_value(tick, name) for tick in ticks], label=name, marker=".")
+        if switch is not None:
+            axes.axvline(switch, color="tab:red", linestyle="--", label="stage switch")
+        axes.set_title(title)
+        axes.set_xlabel("kimg")
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize="small")
+    figure.savefig(Path(run_dir) / "learning-curves.png", dpi=110)
+
+
+def _mean(tick, name):
+    entry = tick.get(name)
+    return None if entry is None else entry["mean"]
+
+
+def _curve_value(tick, name):
+    """Value of one curve at one tick; gradient norms stand under the name of their stage."""
+    for key in (name, f"Coop/{name}", f"Loss/{name}"):
+        value = _mean(tick, key)
+        if value is not None:
+            return value
+    return float("nan")

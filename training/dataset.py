@@ -1,0 +1,282 @@
+"""Reading a dataset archive for training, and the endless stream of indices into it.
+
+An archive is a zip or folder of images of one square power-of-two size with dataset.json.
+"""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import torch
+
+from training.image_files import (
+    ALPHA_MODES,
+    MIN_RESOLUTION,
+    DatasetError,
+    FileStore,
+    ImageHeader,
+    Label,
+    first_line,
+    image_names,
+    is_usable_resolution,
+    open_image,
+    open_store,
+    read_image_header,
+    read_labels,
+)
+
+__all__ = ["DatasetError", "ImageFolderDataset", "InfiniteSampler"]
+
+_CHANNELS = {"L": 1, "RGB": 3}
+_REMEDY = "convert the data with dataset_tool.py"
+
+
+class ImageFolderDataset(torch.utils.data.Dataset):
+    """Images of a zip or folder in the order of their names, with the labels of dataset.json.
+
+    Item i is (image, label): uint8 [C, H, W] with C 1 or 3, and float32 [label_dim]; without
+    labels the label has shape [0]. Integer labels become one-hot rows over the classes of the
+    whole archive, vectors stay as they are.
+
+    path: zip or folder. resolution: refuse images of another size. use_labels: read labels.
+    max_size: a random subset of that many images, drawn by random_seed. xflip: append a mirrored
+    copy of every image.
+
+    name, image_shape [C, H, W] and label_dim (number of classes, or length of the vectors, or 0)
+    describe it. All image headers are checked here. Raises DatasetError, one line, for data that
+    cannot be used; an image whose pixels turn out damaged raises it when it is read.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike,
+        resolution: int | None = None,
+        use_labels: bool = False,
+        max_size: int | None = None,
+        xflip: bool = False,
+        random_seed: int = 0,
+    ) -> None:
+        self._store = open_store(path)
+        self._names = image_names(self._store)
+        self.name = Path(path).stem if os.path.isfile(path) else Path(path).absolute().name
+        self.image_shape = _check_headers(self._store, self._names)
+        if resolution is not None and resolution != self.resolution:
+            raise DatasetError(
+                f"'{path}' has images of {self.resolution}x{self.resolution}, not "
+                f"{resolution}x{resolution}; {_REMEDY} --width={resolution} --height={resolution}."
+            )
+        self._labels = _label_rows(self._store, self._names) if use_labels else None
+        self.label_dim = _label_dim(self._labels)
+        chosen = _subset(len(self._names), max_size, random_seed)
+        self._indices = np.concatenate([chosen, chosen]) if xflip else chosen
+        self._first_flipped = len(chosen)
+
+    @property
+    def num_channels(self) -> int:
+        """1 for grey, 3 for RGB."""
+        return self.image_shape[0]
+
+    @property
+    def resolution(self) -> int:
+        """Height and width in pixels."""
+        return self.image_shape[1]
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether labels are in use."""
+        return self._labels is not None
+
+    @property
+    def has_onehot_labels(self) -> bool:
+        """Whether labels are in use and are classes."""
+        return self._labels is not None and self._labels.ndim == 1
+
+    @property
+    def label_shape(self) -> list[int]:
+        """Shape of a label: [label_dim]."""
+        return [self.label_dim]
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        image = self._decode(self._names[self._indices[index]])
+        if index % len(self) >= self._first_flipped:
+            image = image[:, :, ::-1]
+        return np.ascontiguousarray(image), self.get_label(index)
+
+    def get_label(self, index: int) -> np.ndarray:
+        """Return the label of one image, float32 [label_dim]."""
+        label = self.get_raw_label(index)
+        if self.has_onehot_labels:
+            return (np.arange(self.label_dim) == label).astype(np.float32)
+        return label
+
+    def get_raw_label(self, index: int) -> np.ndarray:
+        """Return one image's class number, int64 [], or its vector, float32 [label_dim]."""
+        if self._labels is None:
+            return np.zeros(0, np.float32)
+        return self._labels[self._indices[index]].copy()
+
+    @property
+    def raw_labels(self) -> np.ndarray:
+        """All labels at once: class numbers, int64 [N], or vectors, float32 [N, label_dim]."""
+        if self._labels is None:
+            return np.zeros((len(self), 0), np.float32)
+        return self._labels[self._indices]
+
+    def close(self) -> None:
+        """Release the file handle; the next access opens it again."""
+        self._store.close()
+
+    def _decode(self, name: str) -> np.ndarray:
+        try:
+            with open_image(self._store, name) as opened:
+                pixels = np.array(opened)
+        except Exception as error:  # a decoder can raise anything on damaged data
+            raise DatasetError(
+                f"'{name}' in '{self._store.path}' cannot be decoded ({first_line(error)}); "
+                "repair or remove it."
+            ) from error
+        image = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+        if list(image.shape) != self.image_shape or image.dtype != np.uint8:
+            raise DatasetError(f"'{name}' in '{self._store.path}' has changed; start again.")
+        return image
+
+
+class InfiniteSampler(torch.utils.data.Sampler):
+    """Endless indices: one permutation of the data set after the other.
+
+    The stream is a pure function of (seed, position), so a resumed run goes on exactly where it
+    stopped. start is the position to begin at: the number of images already drawn by all replicas
+    together. Replica `rank` gets every num_replicas-th index from there. Without shuffle the
+    order is that of the data set.
+    """
+
+    def __init__(
+        self,
+        dataset_size: int,
+        rank: int = 0,
+        num_replicas: int = 1,
+        shuffle: bool = True,
+        seed: int = 0,
+        start: int = 0,
+    ) -> None:
+        super().__init__()
+        if dataset_size < 1 or not 0 <= rank < num_replicas or seed < 0 or start < 0:
+            raise ValueError(
+                "InfiniteSampler needs dataset_size >= 1, 0 <= rank < num_replicas, seed >= 0, "
+                f"start >= 0; got {dataset_size}, {rank}, {num_replicas}, {seed}, {start}."
+            )
+        self._size = dataset_size
+        self._first = start + rank
+        self._stride = num_replicas
+        self._shuffle = shuffle
+        self._seed = seed
+
+    def __iter__(self) -> Iterator[int]:
+        position, current, order = self._first, -1, None
+        while True:
+            epoch, offset = divmod(position, self._size)
+            if epoch != current:
+                current, order = epoch, self._order(epoch)
+            yield int(order[offset])
+            position += self._stride
+
+    def _order(self, epoch: int) -> np.ndarray:
+        """Return the permutation of one epoch.
+
+        Sorting raw draws uses only what NumPy promises never to change, unlike
+        Generator.permutation; a run resumed under another NumPy sees the same stream.
+        """
+        if not self._shuffle:
+            return np.arange(self._size)
+        source = np.random.PCG64(np.random.SeedSequence((self._seed, epoch)))
+        return np.argsort(source.random_raw(self._size), kind="stable")
+
+
+def _check_headers(store: FileStore, names: list[str]) -> list[int]:
+    """Check size and format of all images from their headers; return the common [C, H, W]."""
+    if not names:
+        raise DatasetError(f"'{store.path}' holds no images; {_REMEDY}.")
+    first: ImageHeader | None = None
+    others: list[tuple[str, ImageHeader]] = []
+    for name in names:
+        header = _usable_header(store, name)
+        first = first or header
+        if header != first:
+            others.append((name, header))
+    if others:
+        name, header = others[0]
+        raise DatasetError(
+            f"'{store.path}' mixes images: {len(others)} of {len(names)} differ from '{names[0]}' "
+            f"({_describe(first)}), such as '{name}' ({_describe(header)}); {_REMEDY}."
+        )
+    if first.width != first.height or not is_usable_resolution(first.width):
+        raise DatasetError(
+            f"'{store.path}' has images of {first.width}x{first.height}; they must be square, a "
+            f"power of two from {MIN_RESOLUTION} a side; {_REMEDY} --width --height."
+        )
+    return [_CHANNELS[first.mode], first.height, first.width]
+
+
+def _usable_header(store: FileStore, name: str) -> ImageHeader:
+    where = f"'{name}' in '{store.path}'"
+    try:
+        header = read_image_header(store, name)
+    except PIL.UnidentifiedImageError as error:
+        raise DatasetError(f"{where} is damaged or no image; repair or remove it.") from error
+    except Exception as error:  # a parser can raise anything on damaged data
+        raise DatasetError(f"{where} cannot be read ({first_line(error)}).") from error
+    if header.mode in ALPHA_MODES:
+        raise DatasetError(f"{where} has an alpha channel; {_REMEDY}, which drops it.")
+    if header.mode not in _CHANNELS or header.bits != 8:
+        bits = f", {header.bits} bits" if header.bits else ""
+        raise DatasetError(
+            f"{where} is of mode {header.mode}{bits}; images must be 8-bit grey or RGB; {_REMEDY}."
+        )
+    return header
+
+
+def _describe(header: ImageHeader) -> str:
+    return f"{header.width}x{header.height} {'RGB' if header.mode == 'RGB' else 'grey'}"
+
+
+def _label_rows(store: FileStore, names: list[str]) -> np.ndarray:
+    """Return the labels in the order of names: int64 [N] for classes, float32 [N, D]."""
+    labels = read_labels(store)
+    if not labels:
+        raise DatasetError(
+            f"'{store.path}' has no labels in dataset.json; train without --cond, or make the "
+            "archive from a labelled source with dataset_tool.py."
+        )
+    unlabelled = [name for name in names if name not in labels]
+    if unlabelled:
+        raise DatasetError(
+            f"dataset.json in '{store.path}' lacks labels for {len(unlabelled)} of {len(names)} "
+            f"images, such as '{unlabelled[0]}'."
+        )
+    rows: list[Label] = [labels[name] for name in names]
+    return np.array(rows, np.int64 if isinstance(rows[0], int) else np.float32)
+
+
+def _label_dim(labels: np.ndarray | None) -> int:
+    if labels is None:
+        return 0
+    return int(labels.max()) + 1 if labels.ndim == 1 else labels.shape[1]
+
+
+def _subset(count: int, max_size: int | None, seed: int) -> np.ndarray:
+    """Return sorted indices of all images, or of a random subset.
+
+    RandomState is frozen for good, so a seed means the same subset everywhere.
+    """
+    if max_size is None or max_size == count:
+        return np.arange(count)
+    if not 1 <= max_size <= count:
+        raise DatasetError(f"The subset must have 1 to {count} images, not {max_size}.")
+    if not 0 <= seed < 2**32:
+        raise DatasetError(f"The seed of the subset must be from 0 to 2^32 - 1, not {seed}.")
+    return np.sort(np.random.RandomState(seed).permutation(count)[:max_size])

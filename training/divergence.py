@@ -1,0 +1,66 @@
+"""Stop a run that has run away, and keep its last good networks."""
+
+import copy
+import math
+
+COOPERATIVE_ADVICE = (
+    "try a smaller --coop-step-size, --coop-noise=0, --coop-clamp=1, --coop-energy-l2=0.1 or a "
+    "shorter --coop-kimg"
+)
+ADVERSARIAL_ADVICE = "try a larger --gamma or --fp32=1"
+
+
+class DivergenceError(RuntimeError):
+    """Training has run away; the message says where, what was saved and what to try."""
+
+
+class DivergenceGuard:
+    """Remembers the networks of the last tick whose losses were sane.
+
+    Args:
+        state: The `TrainingState` to watch.
+    """
+
+    def __init__(self, state):
+        self._remember(state)
+
+    def check(self, state, stage_name, stats, save_networks):
+        """Look at the statistics of a tick.
+
+        Args:
+            state: The `TrainingState`; put back to the last good tick before an error.
+            stage_name: For the message: cooperative or adversarial.
+            stats: What `TrainingStats.collect()` returned for the tick.
+            save_networks: Called without arguments to write the restored networks.
+
+        Raises:
+            DivergenceError: A loss or score is not finite.
+        """
+        bad = [
+            name
+            for name, entry in stats.items()
+            if name.startswith(("Loss/", "Coop/")) and not math.isfinite(entry["mean"])
+        ]
+        if not bad:
+            self._remember(state)
+            return
+        failed_at = state.nimg
+        self._restore(state)
+        save_networks()
+        advice = COOPERATIVE_ADVICE if stage_name == "cooperative" else ADVERSARIAL_ADVICE
+        raise DivergenceError(
+            f"the {stage_name} stage diverged before kimg {failed_at / 1e3:.1f} "
+            f"({', '.join(sorted(bad))} not finite); the networks of kimg {state.nimg / 1e3:.1f} "
+            f"were saved; {advice}"
+        )
+
+    def _remember(self, state):
+        self._nimg = state.nimg
+        self._weights = {
+            name: copy.deepcopy(net.state_dict()) for name, net in state.nets().items()
+        }
+
+    def _restore(self, state):
+        state.nimg = self._nimg
+        for name, net in state.nets().items():
+            net.load_state_dict(self._weights[name])

@@ -1,0 +1,26 @@
+"""Exponential moving average of the generator."""
+
+import torch
+
+
+def ema_decay(batch, nimg, ema_kimg, rampup):
+    """Weight of the old average in one step: half-life `ema_kimg`, shorter early in the run.
+
+    Args:
+        batch: Images an iteration.
+        nimg: Images seen so far.
+        ema_kimg: Half-life in thousands of images; 0 keeps no memory.
+        rampup: The half-life is at most `rampup * nimg`; None: no such bound.
+    """
+    half_life = ema_kimg * 1000
+    if rampup is not None:
+        half_life = min(half_life, nimg * rampup)
+    return 0.5 ** (batch / max(half_life, 1e-8))
+
+
+@torch.no_grad()
+def update_ema(average, model, decay):
+    """Move the parameters of `average` towards those of `model`; copy its buffers."""
+    torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
+    for kept, current in zip(average.buffers(), model.buffers(), strict=True):
+        kept.copy_(current)

@@ -1,0 +1,146 @@
+"""The adversarial stage: StyleGAN2's losses and regularisers, phase by phase."""
+
+from abc import ABC, abstractmethod
+
+import torch
+
+from training.objectives import ADVERSARIAL_LOSSES, path_lengths, r1_penalty
+
+
+class Loss(ABC):
+    """What a stage trains with. Shapes as in StyleGAN2-ADA; called by keyword.
+
+    A loss written for the official repos runs here if it takes these keywords, and
+    `coopinit_patch.CoopInitLoss`, which depends on torch alone, is one without deriving from this.
+    """
+
+    @abstractmethod
+    def accumulate_gradients(self, *, phase, real_img, real_c, gen_z, gen_c, gain):
+        """Add the gradient of one micro-batch to the network that `phase` trains.
+
+        Args:
+            phase: Gmain, Greg, Dmain or Dreg; Gboth and Dboth are main and regulariser in one.
+            real_img: Images [N, C, H, W] in [-1, 1].
+            real_c: Labels [N, c_dim].
+            gen_z: Latents [N, z_dim], N(0, 1).
+            gen_c: Labels [N, c_dim] of the images to generate.
+            gain: Factor on the loss.
+        """
+
+
+class StyleGAN2Loss(Loss):
+    """Non-saturating (or another adversarial) loss, R1, path length and style mixing.
+
+    Args:
+        G, D: The networks.
+        augment: Function on image batches applied before D sees them, or None.
+        adversarial: Key of `ADVERSARIAL_LOSSES`.
+        r1_gamma: Weight of R1; 0 turns it off.
+        style_mixing_prob: Probability that a sample mixes the styles of two latents.
+        pl_weight: Weight of path length regularisation; 0 turns it off.
+        pl_decay: Share by which the running mean of path lengths moves a step.
+        pl_batch_shrink: Path lengths are computed on N / this samples.
+        report: Function (name, tensor of values) called with what a run should log.
+    """
+
+    def __init__(
+        self,
+        G,
+        D,
+        *,
+        augment=None,
+        adversarial="ns",
+        r1_gamma=10.0,
+        style_mixing_prob=0.9,
+        pl_weight=2.0,
+        pl_decay=0.01,
+        pl_batch_shrink=2,
+        report,
+    ):
+        self.G = G
+        self.D = D
+        self.augment = augment
+        self.objective = ADVERSARIAL_LOSSES[adversarial]
+        self.r1_gamma = r1_gamma
+        self.style_mixing_prob = style_mixing_prob
+        self.pl_weight = pl_weight
+        self.pl_decay = pl_decay
+        self.pl_batch_shrink = pl_batch_shrink
+        self.pl_mean = torch.zeros([], device=next(G.parameters()).device)
+        self.report = report
+
+    def accumulate_gradients(self, *, phase, real_img, real_c, gen_z, gen_c, gain):
+        """See `Loss.accumulate_gradients`."""
+        if phase in ("Gmain", "Gboth"):
+            self._generator_main(gen_z, gen_c, gain)
+        if phase in ("Greg", "Gboth") and self.pl_weight > 0:
+            self._path_length(gen_z, gen_c, gain)
+        if phase in ("Dmain", "Dboth"):
+            fake_loss = self._discriminator_fake(gen_z, gen_c, gain)
+            regularise = phase == "Dboth" and self.r1_gamma > 0
+            real_loss = self._discriminator_real(real_img, real_c, gain, main=True, r1=regularise)
+            self.report("Loss/D/loss", fake_loss + real_loss)
+        if phase == "Dreg" and self.r1_gamma > 0:
+            self._discriminator_real(real_img, real_c, gain, main=False, r1=True)
+
+    def _generate(self, z, c):
+        """Images and their ws; with style mixing, later styles may come from another latent."""
+        ws = self.G.mapping(z, c)
+        num_ws = ws.shape[1]
+        if num_ws > 1 and torch.rand(()).item() < self.style_mixing_prob:
+            cutoff = torch.randint(1, num_ws, ()).item()
+            other = self.G.mapping(torch.randn_like(z), c, skip_w_avg_update=True)
+            ws = torch.cat([ws[:, :cutoff], other[:, cutoff:]], dim=1)
+        return self.G.synthesis(ws), ws
+
+    def _score(self, img, c):
+        return self.D(img if self.augment is None else self.augment(img), c)
+
+    def _report_scores(self, kind, scores):
+        scores = scores.detach()
+        self.report(f"Loss/scores/{kind}", scores)
+        self.report(f"Loss/signs/{kind}", scores.sign())
+
+    def _generator_main(self, z, c, gain):
+        img, _ = self._generate(z, c)
+        scores = self._score(img, c)
+        loss = self.objective.G_fake(scores)
+        loss.mean().mul(gain).backward()
+        self._report_scores("fake", scores)
+        self.report("Loss/G/loss", loss.detach())
+
+    def _path_length(self, z, c, gain):
+        """Path length regularisation (StyleGAN2, equation 4), on a part of the batch."""
+        size = max(len(z) // self.pl_batch_shrink, 1)
+        img, ws = self._generate(z[:size], c[:size])
+        lengths = path_lengths(img, ws, torch.randn_like(img))
+        self.pl_mean.copy_(self.pl_mean.lerp(lengths.detach().mean(), self.pl_decay))
+        penalty = (lengths - self.pl_mean).square()
+        (penalty * self.pl_weight).mean().mul(gain).backward()
+        penalty = penalty.detach()
+        self.report("Loss/pl_penalty", penalty)
+        self.report("Loss/G/reg", penalty * self.pl_weight)
+
+    def _discriminator_fake(self, z, c, gain):
+        with torch.no_grad():
+            img, _ = self._generate(z, c)
+        scores = self._score(img, c)
+        loss = self.objective.D_fake(scores).squeeze(1)
+        loss.mean().mul(gain).backward()
+        self._report_scores("fake", scores)
+        return loss.detach()
+
+    def _discriminator_real(self, real_img, real_c, gain, *, main, r1):
+        """One evaluation of real images serves the loss (`main`) and the R1 penalty (`r1`)."""
+        img = real_img.detach().requires_grad_(r1)
+        scores = self._score(img, real_c)
+        self._report_scores("real", scores)
+        loss = self.objective.D_real(scores).squeeze(1) if main else torch.zeros_like(scores[:, 0])
+        total = loss
+        if r1:
+            penalty = r1_penalty(scores, img)
+            total = loss + penalty * (self.r1_gamma / 2)
+            self.report("Loss/r1_penalty", penalty.detach())
+            self.report("Loss/D/reg", penalty.detach() * (self.r1_gamma / 2))
+        total.mean().mul(gain).backward()
+        return loss.detach()

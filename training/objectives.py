@@ -1,0 +1,60 @@
+"""Adversarial losses and regularisers: tensors in, the loss of each sample out.
+
+A new loss is one entry of `ADVERSARIAL_LOSSES`; nothing here knows of networks, phases or logs.
+Scores are the raw logits of D, shape [N, 1].
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch.nn.functional import softplus
+
+
+class AdversarialLoss(NamedTuple):
+    """Three functions of scores [N, 1] -> loss [N, 1], each minimised by the network named."""
+
+    D_real: Callable
+    D_fake: Callable
+    G_fake: Callable
+
+
+ADVERSARIAL_LOSSES = {
+    # Non-saturating loss (Goodfellow et al. 2014), the default of StyleGAN2.
+    "ns": AdversarialLoss(
+        D_real=lambda scores: softplus(-scores),
+        D_fake=lambda scores: softplus(scores),
+        G_fake=lambda scores: softplus(-scores),
+    ),
+}
+
+
+def r1_penalty(real_scores, real_img):
+    """Squared gradient norm of D at real images (Mescheder et al. 2018, equation 9, without gamma).
+
+    Args:
+        real_scores: Scores [N, 1] computed from `real_img`.
+        real_img: Images [N, C, H, W] that require grad.
+
+    Returns:
+        Penalty of each sample [N], differentiable.
+    """
+    (gradient,) = torch.autograd.grad(real_scores.sum(), real_img, create_graph=True)
+    return gradient.square().sum(dim=(1, 2, 3))
+
+
+def path_lengths(images, ws, noise):
+    """Length of the Jacobian-vector product of G in w (StyleGAN2, section 3.2 and appendix B).
+
+    Args:
+        images: Generated images [N, C, H, W].
+        ws: The latents [N, num_ws, w_dim] they were made from, requiring grad.
+        noise: Unit normal noise of the shape of `images`; scaled here by 1 / sqrt(H * W).
+
+    Returns:
+        Lengths [N], differentiable.
+    """
+    height, width = images.shape[2:]
+    projected = (images * noise).sum() / (height * width) ** 0.5
+    (gradient,) = torch.autograd.grad(projected, ws, create_graph=True)
+    return gradient.square().sum(dim=2).mean(dim=1).sqrt()

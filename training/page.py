@@ -1,0 +1,58 @@
+"""index.html of a run folder: its settings, curves and pictures on one page."""
+
+import html
+import json
+from pathlib import Path
+
+TEMPLATE = """<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8"><title>{title}</title>
+<style>
+body {{ font: 16px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 72rem; padding: 0 1rem }}
+img {{ max-width: 100%; image-rendering: pixelated; border: 1px solid #ccc }}
+.curves {{ image-rendering: auto }}
+td, th {{ text-align: left; padding: 0 1.5rem 0 0; font-size: .9rem }}
+</style></head><body>
+<h1>{title}</h1>
+<p>{summary}</p>
+<h2>Learning curves</h2>
+<img class="curves" src="learning-curves.png" alt="learning curves">
+{pictures}
+<details><summary>Settings</summary><table>{settings}</table></details>
+</body></html>
+"""
+
+
+def save_page(run_dir):
+    """Write index.html, which refers to the pictures in the folder by relative names."""
+    run_dir = Path(run_dir)
+    settings = json.loads((run_dir / "training_options.json").read_text())
+    pictures = [("Real images", "reals.png")]
+    pictures += [
+        (f"Generated after {int(path.stem[5:])} kimg", path.name)
+        for path in sorted(run_dir.glob("fakes[0-9]*.png"), reverse=True)
+    ]
+    pictures.append(("Generated before training", "fakes_init.png"))
+    rows = (f"<tr><th>{_text(k)}</th><td>{_text(v)}</td></tr>" for k, v in settings.items())
+    page = TEMPLATE.format(
+        title=_text(run_dir.name),
+        summary=_text(_summary(settings)),
+        pictures="\n".join(
+            f'<h2>{_text(title)}</h2>\n<img src="{name}" alt="{_text(title)}">'
+            for title, name in pictures
+        ),
+        settings="".join(rows),
+    )
+    (run_dir / "index.html").write_text(page, encoding="utf-8")
+
+
+def _summary(settings):
+    coop = min(settings["coop_kimg"], settings["kimg"])
+    stages = f"{settings['kimg'] - coop} kimg of adversarial training"
+    if coop:
+        stages = f"{coop} kimg of cooperative initialisation, then {stages}"
+    size = settings["resolution"]
+    return f"StyleGAN2 at {size}x{size} on {settings['data']}: {stages}."
+
+
+def _text(value):
+    return html.escape(str(value))

@@ -1,0 +1,83 @@
+"""Settings by name: what `--cfg` chooses. Values are data; `TrainingConfig` documents the fields.
+
+Sources: StyleGAN2-ADA (Karras et al. 2020a, appendix C) for the official six, with the values of
+its released configurations. `digits` is ours: small networks for 16x16 images on a laptop.
+"""
+
+# What every preset starts from.
+COMMON = dict(
+    z_dim=512,
+    w_dim=512,
+    channel_max=512,
+    style_mixing=0.9,
+    pl_weight=2.0,
+    d_arch="resnet",
+    ema_rampup=None,
+    mapping_layers=8,
+)
+
+# Fixed presets. `ref_gpus` sets the micro-batch: batch_gpu = batch / ref_gpus.
+PRESETS = {
+    "stylegan2": dict(
+        ref_gpus=8, kimg=25000, batch=32, mbstd_group=4, channel_base=32768, lr=0.002,
+        gamma=10.0, ema_kimg=10.0,
+    ),
+    "paper256": dict(
+        ref_gpus=8, kimg=25000, batch=64, mbstd_group=8, channel_base=16384, lr=0.0025,
+        gamma=1.0, ema_kimg=20.0,
+    ),
+    "paper512": dict(
+        ref_gpus=8, kimg=25000, batch=64, mbstd_group=8, channel_base=32768, lr=0.0025,
+        gamma=0.5, ema_kimg=20.0,
+    ),
+    "paper1024": dict(
+        ref_gpus=8, kimg=25000, batch=32, mbstd_group=4, channel_base=32768, lr=0.002,
+        gamma=2.0, ema_kimg=10.0,
+    ),
+    "cifar": dict(
+        ref_gpus=2, kimg=100000, batch=64, mbstd_group=32, channel_base=32768, lr=0.0025,
+        gamma=0.01, ema_kimg=500.0, ema_rampup=0.05, mapping_layers=2,
+        pl_weight=0.0, style_mixing=0.0, d_arch="orig",
+    ),
+    # 32 channels at 16x16 and 64 below: an iteration takes a fraction of a second on a laptop.
+    "digits": dict(
+        ref_gpus=1, kimg=1000, batch=32, mbstd_group=4, channel_base=512, lr=0.0025,
+        gamma=0.01, ema_kimg=5.0, ema_rampup=0.05, mapping_layers=2,
+        pl_weight=0.0, style_mixing=0.0, d_arch="orig",
+        z_dim=64, w_dim=64, channel_max=64,
+    ),
+}  # fmt: skip
+
+CFG_NAMES = ("auto", *PRESETS)
+
+
+def preset(cfg, *, resolution, gpus, batch=None):
+    """All settings of preset `cfg` by field name, for a data set and a number of processes.
+
+    Args:
+        cfg: One of `CFG_NAMES`.
+        resolution: Width and height of the images in pixels; "auto" depends on it.
+        gpus: Number of processes.
+        batch: Total batch the user asked for; None: the preset's.
+    """
+    values = _auto(resolution, gpus) if cfg == "auto" else dict(PRESETS[cfg])
+    ref_gpus = values.pop("ref_gpus")
+    values["batch_gpu"] = values["batch"] // ref_gpus if batch is None else batch // gpus
+    return COMMON | values
+
+
+def _auto(resolution, gpus):
+    """Heuristics for data that no fixed preset fits (the official `auto`)."""
+    batch = max(min(gpus * min(4096 // resolution, 32), 64), gpus)
+    return dict(
+        ref_gpus=gpus,
+        kimg=25000,
+        batch=batch,
+        mbstd_group=min(batch // gpus, 4),
+        channel_base=32768 if resolution >= 512 else 16384,
+        lr=0.002 if resolution >= 1024 else 0.0025,
+        gamma=0.0002 * resolution**2 / batch,
+        ema_kimg=batch * 10 / 32,
+        ema_rampup=0.05,
+        mapping_layers=2,
+    )

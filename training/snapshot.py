@@ -1,0 +1,156 @@
+"""What a run leaves behind to look at and to use: network snapshots and grids of images."""
+
+import copy
+import io
+import pickle
+from os import PathLike
+from typing import Any, Protocol
+
+import numpy as np
+import PIL.Image
+import torch
+
+from dnnlib.util import atomic_write
+
+__all__ = [
+    "grid_size",
+    "image_grid",
+    "pixels",
+    "save_image_grid",
+    "save_snapshot",
+    "snapshot_grid",
+]
+
+# A grid of images is about one 8K screen, but never so many or so few that it tells nothing.
+_SCREEN = (7680, 4320)
+_COLUMNS = (7, 32)
+_ROWS = (4, 32)
+
+
+def save_snapshot(
+    path: str | PathLike,
+    *,
+    G: torch.nn.Module,
+    D: torch.nn.Module,
+    G_ema: torch.nn.Module,
+    augment_pipe: torch.nn.Module | None,
+    training_set_kwargs: dict[str, Any],
+) -> None:
+    """Write a network snapshot: a pickle that legacy.load_network_pkl() and the official repo read.
+
+    The networks are saved as CPU copies in eval mode, float32, without requires_grad; the given
+    ones are not changed. ``training_set_kwargs`` is plain data from which the official tools
+    build their data set. The file replaces an older one of that name only when it is complete.
+    Raises OSError when it cannot be written.
+    """
+    data = {
+        "G": _frozen_copy(G),
+        "D": _frozen_copy(D),
+        "G_ema": _frozen_copy(G_ema),
+        "augment_pipe": None if augment_pipe is None else _frozen_copy(augment_pipe),
+        "training_set_kwargs": dict(training_set_kwargs),
+    }
+    with atomic_write(path) as file:
+        # Protocol 4 is the newest that Python 3.7, which the official repo asks for, can read.
+        pickle.dump(data, file, protocol=4)
+
+
+def _frozen_copy(module: torch.nn.Module) -> torch.nn.Module:
+    return copy.deepcopy(module).eval().requires_grad_(False).float().cpu()
+
+
+def pixels(images: np.ndarray | torch.Tensor) -> np.ndarray:
+    """Images in [-1, 1] as uint8: clamp(x * 127.5 + 128, 0, 255). uint8 is returned as it is."""
+    images = torch.as_tensor(images).detach()
+    if images.dtype != torch.uint8:
+        images = (images.float() * 127.5 + 128).clamp(0, 255).to(torch.uint8)
+    return images.cpu().numpy()
+
+
+def image_grid(images: np.ndarray | torch.Tensor, size: tuple[int, int]) -> np.ndarray:
+    """Lay images [N, C, H, W] out row by row on one picture.
+
+    Args:
+        images: float in [-1, 1] or uint8, one or three channels.
+        size: (columns, rows); cells without an image are black.
+
+    Returns:
+        uint8 array [rows * H, columns * W, C].
+
+    Raises:
+        ValueError: the images are of another shape, or more than the grid has cells.
+    """
+    cells = pixels(images)
+    columns, rows = size
+    if cells.ndim != 4 or cells.shape[1] not in (1, 3):
+        raise ValueError(f"images have shape {list(cells.shape)}; expected [N, 1 or 3, H, W]")
+    count, channels, height, width = cells.shape
+    if count > columns * rows:
+        raise ValueError(f"{count} images do not fit a grid of {columns} columns and {rows} rows")
+    blank = np.zeros((columns * rows - count, channels, height, width), np.uint8)
+    cells = np.concatenate([cells, blank]).reshape(rows, columns, channels, height, width)
+    return cells.transpose(0, 3, 1, 4, 2).reshape(rows * height, columns * width, channels)
+
+
+def save_image_grid(
+    path: str | PathLike, images: np.ndarray | torch.Tensor, size: tuple[int, int] = (1, 1)
+) -> None:
+    """Write image_grid(images, size) as a PNG, grey for one channel and RGB for three."""
+    grid = image_grid(images, size)
+    picture = PIL.Image.fromarray(grid[:, :, 0] if grid.shape[2] == 1 else grid)
+    encoded = io.BytesIO()
+    picture.save(encoded, format="PNG")
+    with atomic_write(path) as file:
+        file.write(encoded.getbuffer())
+
+
+def grid_size(height: int, width: int) -> tuple[int, int]:
+    """(columns, rows) of a picture of about 7680x4320 pixels made of images of that size."""
+    columns = int(np.clip(_SCREEN[0] // width, *_COLUMNS))
+    rows = int(np.clip(_SCREEN[1] // height, *_ROWS))
+    return columns, rows
+
+
+class LabelledImages(Protocol):
+    """What snapshot_grid() needs of a data set."""
+
+    image_shape: list[int]
+    has_onehot_labels: bool
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]: ...
+
+    def get_label(self, index: int) -> np.ndarray:
+        """Label of one image, float32 [label_dim]."""
+
+
+def snapshot_grid(
+    dataset: LabelledImages, seed: int
+) -> tuple[tuple[int, int], np.ndarray, np.ndarray]:
+    """Choose the real images for ``reals.png``, and the labels for the grids of generated ones.
+
+    With class labels each row shows one class, in order of the classes (as many as there are
+    rows); otherwise the images are a random choice. Images repeat where there are too few.
+
+    Returns:
+        size (columns, rows); images uint8 [columns * rows, C, H, W]; labels float32
+        [columns * rows, label_dim].
+    """
+    rng = np.random.RandomState(seed)
+    _, height, width = dataset.image_shape
+    columns, rows = grid_size(height, width)
+    if dataset.has_onehot_labels:
+        members = _members_of_classes(dataset)[:rows]
+        rows = len(members)
+        chosen = [np.resize(rng.permutation(indices), columns) for indices in members]
+    else:
+        chosen = [np.resize(rng.permutation(len(dataset)), columns * rows)]
+    images, labels = zip(*(dataset[int(index)] for index in np.concatenate(chosen)), strict=True)
+    return (columns, rows), np.stack(images), np.stack(labels)
+
+
+def _members_of_classes(dataset: LabelledImages) -> list[np.ndarray]:
+    """Indices of the images of each class that has any, in order of the classes."""
+    classes = np.array([int(dataset.get_label(index).argmax()) for index in range(len(dataset))])
+    return [np.flatnonzero(classes == label) for label in np.unique(classes)]

@@ -1,0 +1,130 @@
+"""One training run: the cooperative stage, then the adversarial one."""
+
+import logging
+import random
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from torch_utils.training_stats import TrainingStats
+from training.curves import save_curves
+from training.data_loader import RealImages
+from training.divergence import DivergenceGuard
+from training.ema import ema_decay, update_ema
+from training.page import save_page
+from training.reporting import Reporter
+from training.run_images import RunImages
+from training.snapshot import save_snapshot
+from training.stages import build_stages, enter_stage, run_phase
+from training.state import create_state
+from training.transfer import load_weights
+
+logger = logging.getLogger(__name__)
+
+
+def prepare_device(config):
+    """Seed every random number generator and set the performance switches; returns the device."""
+    random.seed(config.seed)
+    np.random.seed(config.seed)
+    torch.manual_seed(config.seed)
+    torch.backends.cudnn.benchmark = config.cudnn_benchmark
+    torch.backends.cuda.matmul.allow_tf32 = config.allow_tf32
+    torch.backends.cudnn.allow_tf32 = config.allow_tf32
+    return torch.device(config.device)
+
+
+class TrainingRun:
+    """Everything one run needs, built once; `train()` runs it to its end.
+
+    Args:
+        config: A `TrainingConfig`.
+        dataset: The opened `ImageFolderDataset` that `config` describes.
+        run_dir: Existing, empty folder that everything is written into.
+        resume: Networks of a snapshot (`legacy.load_network_pkl`) to start from, or None.
+    """
+
+    def __init__(self, config, dataset, run_dir, resume=None):
+        device = prepare_device(config)
+        self.config = config
+        self.run_dir = Path(run_dir)
+        self.stats = TrainingStats()
+        self.state = create_state(config, dataset, device)
+        if resume is not None:
+            load_weights(self.state, resume)
+        self.coop, self.adversarial = build_stages(config, self.state, self.stats.report)
+        self.stage = None
+        self.guard = DivergenceGuard(self.state)
+        self.data = RealImages(dataset, config, device)
+        self.images = RunImages(self.run_dir, dataset, config.seed, config.batch_gpu, device)
+        self.reporter = Reporter(config, self.run_dir, self.stats, device)
+
+    def train(self):
+        """Train until `kimg`.
+
+        Raises:
+            DivergenceError: Training has run away; the last good networks were written before.
+        """
+        state = self.state
+        with self.reporter, self.data:
+            self.images.save_reals()
+            self.images.save_fakes(state.G_ema, "fakes_init.png")
+            while not self.done:
+                self.select_stage()
+                self.iterate()
+                self.reporter.progress(state.nimg, self.stage.name)
+                if self.done or self.reporter.tick_is_due(state.nimg):
+                    self.end_tick()
+        save_curves(self.run_dir)
+        save_page(self.run_dir)
+
+    @property
+    def done(self):
+        """Whether all images of the run have been seen."""
+        return self.state.nimg >= self.config.kimg * 1000
+
+    def select_stage(self):
+        """Cooperative until `coop_kimg` real images have been seen, then adversarial."""
+        cooperative = self.state.nimg < self.config.coop_kimg * 1000
+        stage = self.coop if cooperative else self.adversarial
+        if stage is self.stage:
+            return
+        if self.stage is not None:
+            self.save_networks()  # what the adversarial stage starts from
+            self.reporter.mark_switch(self.state.nimg)
+        self.stage = stage
+        enter_stage(stage, self.config, self.state)
+        logger.info("%s stage from kimg %.1f", stage.name.capitalize(), self.state.nimg / 1e3)
+
+    def iterate(self):
+        """One batch of real images through every phase that is due."""
+        config, state = self.config, self.state
+        real = next(self.data)
+        for phase in self.stage.phases:
+            if state.iteration % phase.interval == 0:
+                with self.reporter.timed(phase.name):
+                    run_phase(self.stage, phase, self.data.micro_batches(real), self.stats.report)
+        state.iteration += 1
+        state.nimg += config.batch
+        decay = ema_decay(config.batch, state.nimg, config.ema_kimg, config.ema_rampup)
+        update_ema(state.G_ema, state.G, decay)
+
+    def end_tick(self):
+        """Report, make sure that training is sane, and save what is due."""
+        tick = self.reporter.tick
+        collected = self.reporter.end_tick(self.state.nimg, self.stage.name)
+        self.guard.check(self.state, self.stage.name, collected, self.save_networks)
+        if self.done or tick % self.config.snap == 0:
+            self.save_networks()
+        self.reporter.maintained()
+
+    def save_networks(self):
+        """Write a network snapshot and the images of its generator, named by kimg."""
+        name = f"{self.state.nimg // 1000:06d}"
+        self.images.save_fakes(self.state.G_ema, f"fakes{name}.png")
+        save_snapshot(
+            self.run_dir / f"network-snapshot-{name}.pkl",
+            **self.state.nets(),
+            augment_pipe=None,
+            training_set_kwargs=self.config.training_set_kwargs(),
+        )
