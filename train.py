@@ -89,7 +89,8 @@ def main(outdir, dry_run, **options):
       python train.py --data=cifar10.zip --cfg=cifar --coop-kimg=750 --gamma=0
       python train.py --data=faces.zip --mirror=1 --snap=10
     """
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout, force=True)
+    logging.basicConfig(format="%(message)s", stream=sys.stdout, force=True)
+    logging.getLogger("training").setLevel(logging.INFO)
     given = {name: value for name, value in options.items() if value is not None}
     notes = refuse_unavailable(given)
     config, dataset = configure(given)

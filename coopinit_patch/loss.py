@@ -2,8 +2,6 @@
 
 from collections import deque
 
-import torch
-
 from coopinit_patch.langevin import langevin, noise_levels
 
 

@@ -27,11 +27,7 @@ class RestrictedUnpickler(pickle.Unpickler):
     """
 
     def __init__(
-        self,
-        file: BinaryIO,
-        allowed: Mapping[tuple[str, str], Any],
-        *,
-        encoding: str = "ASCII",
+        self, file: BinaryIO, allowed: Mapping[tuple[str, str], Any], *, encoding: str = "ASCII"
     ):
         super().__init__(file, encoding=encoding)
         self._allowed = allowed

@@ -10,14 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-__all__ = [
-    "DownloadError",
-    "EasyDict",
-    "atomic_write",
-    "cache_path",
-    "is_url",
-    "open_url",
-]
+__all__ = ["DownloadError", "EasyDict", "atomic_write", "cache_path", "is_url", "open_url"]
 
 _TIMEOUT = (10, 60)  # seconds to connect, seconds between two chunks
 _CHUNK = 1 << 18  # bytes

@@ -24,12 +24,7 @@ import PIL.Image
 from tqdm import tqdm
 
 from dnnlib.util import atomic_write
-from training.image_files import (
-    MIN_RESOLUTION,
-    DatasetError,
-    first_line,
-    is_usable_resolution,
-)
+from training.image_files import MIN_RESOLUTION, DatasetError, first_line, is_usable_resolution
 from training.image_source import ImageSource, SourceImage
 from training.image_transforms import PixelFormatError, Resize, has_alpha, to_grey_or_rgb
 
@@ -103,10 +98,7 @@ def scan(source: ImageSource, resize: Resize, max_images: int | None = None) -> 
         size=size[0],
         mode="RGB" if any(r.mode == "RGB" for r in kept) else "L",
         labelled=labelled,
-        original={
-            "width": [min(widths), max(widths)],
-            "height": [min(heights), max(heights)],
-        },
+        original={"width": [min(widths), max(widths)], "height": [min(heights), max(heights)]},
         problems=problems,
         notes=_notes(records, kept),
     )

@@ -3,6 +3,10 @@
 import copy
 import math
 
+# Images live in [-1, 1], so a chain cannot move a sane one by more than 2 (rms). Unbounded chains
+# that run away pass any limit within a few iterations: 1e5 was seen four kimg after 0.2.
+DISPLACEMENT_LIMIT = 4.0
+
 COOPERATIVE_ADVICE = (
     "try a smaller --coop-step-size, --coop-noise=0, --coop-clamp=1, --coop-energy-l2=0.1 or a "
     "shorter --coop-kimg"
@@ -34,14 +38,10 @@ class DivergenceGuard:
             save_networks: Called without arguments to write the restored networks.
 
         Raises:
-            DivergenceError: A loss or score is not finite.
+            DivergenceError: A loss is not finite, or the Langevin chains leave the image range.
         """
-        bad = [
-            name
-            for name, entry in stats.items()
-            if name.startswith(("Loss/", "Coop/")) and not math.isfinite(entry["mean"])
-        ]
-        if not bad:
+        symptoms = list(_symptoms(stats))
+        if not symptoms:
             self._remember(state)
             return
         failed_at = state.nimg
@@ -50,8 +50,8 @@ class DivergenceGuard:
         advice = COOPERATIVE_ADVICE if stage_name == "cooperative" else ADVERSARIAL_ADVICE
         raise DivergenceError(
             f"the {stage_name} stage diverged before kimg {failed_at / 1e3:.1f} "
-            f"({', '.join(sorted(bad))} not finite); the networks of kimg {state.nimg / 1e3:.1f} "
-            f"were saved; {advice}"
+            f"({'; '.join(symptoms)}); the networks of kimg {state.nimg / 1e3:.1f} were saved; "
+            f"{advice}"
         )
 
     def _remember(self, state):
@@ -64,3 +64,17 @@ class DivergenceGuard:
         state.nimg = self._nimg
         for name, net in state.nets().items():
             net.load_state_dict(self._weights[name])
+
+
+def _symptoms(stats):
+    """What shows in the statistics of a tick that training has run away, in words."""
+    broken = [
+        name
+        for name, entry in stats.items()
+        if name.startswith(("Loss/", "Coop/")) and not math.isfinite(entry["mean"])
+    ]
+    if broken:
+        yield f"{', '.join(sorted(broken))} not finite"
+    displacement = stats.get("Coop/displacement", {"mean": 0.0})["mean"]
+    if displacement > DISPLACEMENT_LIMIT:
+        yield f"Langevin chains moved images by {displacement:.3g} (rms; images span 2)"

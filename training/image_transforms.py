@@ -7,10 +7,7 @@ import PIL.Image
 
 from training.image_files import ALPHA_MODES
 
-RESIZE_FILTERS = {
-    "box": PIL.Image.Resampling.BOX,
-    "lanczos": PIL.Image.Resampling.LANCZOS,
-}
+RESIZE_FILTERS = {"box": PIL.Image.Resampling.BOX, "lanczos": PIL.Image.Resampling.LANCZOS}
 TRANSFORMS = ("center-crop", "center-crop-wide")
 
 

@@ -114,8 +114,10 @@ class StyleGAN2Loss(Loss):
         size = max(len(z) // self.pl_batch_shrink, 1)
         img, ws = self._generate(z[:size], c[:size])
         lengths = path_lengths(img, ws, torch.randn_like(img))
-        self.pl_mean.copy_(self.pl_mean.lerp(lengths.detach().mean(), self.pl_decay))
-        penalty = (lengths - self.pl_mean).square()
+        # The gradient also flows through the mean's newest share (the golden numbers show it).
+        mean = self.pl_mean.lerp(lengths.mean(), self.pl_decay)
+        self.pl_mean.copy_(mean.detach())
+        penalty = (lengths - mean).square()
         (penalty * self.pl_weight).mean().mul(gain).backward()
         penalty = penalty.detach()
         self.report("Loss/pl_penalty", penalty)

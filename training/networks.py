@@ -2,12 +2,9 @@
 
 The source text of this file travels inside network snapshots and is executed by the official
 StyleGAN2-ADA-PyTorch loader. It may therefore use only those project names that exist there too
-(a test enforces the list), and constructor arguments, parameter names and buffer names are part of
-the snapshot format.
-
-Shapes: N samples, C channels, H x W pixels, L = num_ws copies of the intermediate latent w.
-Images are float32 NCHW in [-1, 1]. Half precision is used on CUDA only; a network built with
-`num_fp16_res > 0` runs in float32 on the CPU.
+(a test holds the list), and constructor arguments, parameter and buffer names are part of the
+snapshot format. Images are float32 NCHW in [-1, 1]. Half precision is used on CUDA only; a network
+built with `num_fp16_res > 0` runs in float32 on the CPU.
 """
 
 import numpy as np
@@ -21,7 +18,7 @@ SQRT_HALF = float(np.sqrt(0.5))
 
 @misc.profiled_function
 def normalize_2nd_moment(x, dim=1, eps=1e-8):
-    """Scale `x` so that its mean square along `dim` is one (StyleGAN2 mapping input)."""
+    """Scale `x` so that its mean square along `dim` is one."""
     return x * (x.square().mean(dim=dim, keepdim=True) + eps).rsqrt()
 
 
@@ -38,18 +35,9 @@ def _prenormalize(weight, styles):
 
 @misc.profiled_function
 def modulated_conv2d(
-    x,
-    weight,
-    styles,
-    noise=None,
-    up=1,
-    down=1,
-    padding=0,
-    resample_filter=None,
-    demodulate=True,
-    flip_weight=True,
-    fused_modconv=True,
-):
+    x, weight, styles, noise=None, up=1, down=1, padding=0, resample_filter=None, demodulate=True,
+    flip_weight=True, fused_modconv=True,
+):  # fmt: skip
     """Convolve each sample with its own scaled weights (StyleGAN2 paper, equations 1-3).
 
     Args:
@@ -57,12 +45,10 @@ def modulated_conv2d(
         weight: Shared weights [O, I, k, k], float32.
         styles: Scale of each input channel [N, I].
         noise: Added to the output, broadcastable to it, or None.
-        up, down, padding: As in `conv2d_resample`.
-        resample_filter: Low-pass filter of `setup_filter()`, or None.
+        up, down, padding, resample_filter, flip_weight: As in `conv2d_resample`.
         demodulate: Rescale each output channel to unit expected variance.
-        flip_weight: True is correlation, as torch.nn.functional.conv2d; False is convolution.
-        fused_modconv: One grouped convolution with N sets of weights, or (False) the equal
-            formulation that scales activations before and after one shared convolution.
+        fused_modconv: One grouped convolution with N sets of weights; or the equal formulation
+            that scales activations before and after one shared convolution.
 
     Returns:
         Output [N, O, H', W'] of the dtype of `x`.
@@ -75,19 +61,19 @@ def modulated_conv2d(
         weight, styles = _prenormalize(weight, styles)
     resample = dict(f=resample_filter, up=up, down=down, padding=padding, flip_weight=flip_weight)
 
-    # Equation 1 (modulate) and the factor of equation 3 (demodulate), per sample.
-    w = weight.unsqueeze(0) * styles[:, None, :, None, None]  # [N, O, I, k, k]
-    scale = (w.square().sum(dim=(2, 3, 4)) + 1e-8).rsqrt() if demodulate else None  # [N, O]
+    # Equation 3: the norm of the modulated weights, without forming them. Shape [N, O].
+    scale = None
+    if demodulate:
+        norm = styles.square() @ weight.square().sum(dim=(2, 3)).t()
+        scale = (norm + 1e-8).rsqrt()
 
     if fused_modconv:
+        w = weight.unsqueeze(0) * styles[:, None, :, None, None]  # equation 1: [N, O, I, k, k]
         if demodulate:
             w = w * scale[:, :, None, None, None]
-        y = conv2d_resample.conv2d_resample(
-            x=x.reshape(1, -1, *x.shape[2:]),
-            w=w.reshape(-1, *weight.shape[1:]).to(x.dtype),
-            groups=batch,
-            **resample,
-        )
+        w = w.reshape(-1, *weight.shape[1:]).to(x.dtype)
+        x = x.reshape(1, -1, *x.shape[2:])
+        y = conv2d_resample.conv2d_resample(x=x, w=w, groups=batch, **resample)
         y = y.reshape(batch, out_channels, *y.shape[2:])
         return y if noise is None else y + noise.to(y.dtype)
 
@@ -99,19 +85,28 @@ def modulated_conv2d(
     return y if noise is None else y + noise.to(y.dtype)
 
 
+def _random_weight(out_channels, in_channels, kernel_size, channels_last):
+    weight = torch.randn([out_channels, in_channels, kernel_size, kernel_size])
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    return weight.contiguous(memory_format=layout)
+
+
+def _biased_activation(layer, x, gain):
+    """End of a convolutional layer: bias, activation, its gain times `gain`, clamp likewise."""
+    bias = None if layer.bias is None else layer.bias.to(x.dtype)
+    clamp = None if layer.conv_clamp is None else layer.conv_clamp * gain
+    gain = layer.act_gain * gain
+    return bias_act.bias_act(x, bias, act=layer.activation, gain=gain, clamp=clamp)
+
+
 @persistence.persistent_class
 class FullyConnectedLayer(torch.nn.Module):
     """Linear layer with equalised learning rate: [N, in_features] -> [N, out_features]."""
 
     def __init__(
-        self,
-        in_features,
-        out_features,
-        bias=True,
-        activation="linear",
-        lr_multiplier=1,
+        self, in_features, out_features, bias=True, activation="linear", lr_multiplier=1,
         bias_init=0,
-    ):
+    ):  # fmt: skip
         super().__init__()
         self.activation = activation
         weight = torch.randn([out_features, in_features]) / lr_multiplier
@@ -138,36 +133,20 @@ class Conv2dLayer(torch.nn.Module):
     """
 
     def __init__(
-        self,
-        in_channels,
-        out_channels,
-        kernel_size,
-        bias=True,
-        activation="linear",
-        up=1,
-        down=1,
-        resample_filter=[1, 3, 3, 1],  # noqa: B006 (part of the snapshot format, never changed)
-        conv_clamp=None,
-        channels_last=False,
-        trainable=True,
-    ):
+        self, in_channels, out_channels, kernel_size, bias=True, activation="linear", up=1, down=1,
+        resample_filter=[1, 3, 3, 1], conv_clamp=None, channels_last=False, trainable=True,
+    ):  # fmt: skip
         super().__init__()
-        self.activation = activation
-        self.up = up
-        self.down = down
-        self.conv_clamp = conv_clamp
+        self.activation, self.up, self.down, self.conv_clamp = activation, up, down, conv_clamp
         self.padding = kernel_size // 2
         self.weight_gain = float(1 / np.sqrt(in_channels * kernel_size**2))
         self.act_gain = bias_act.activation_funcs[activation].def_gain
         self.register_buffer("resample_filter", upfirdn2d.setup_filter(resample_filter))
 
-        weight = torch.randn([out_channels, in_channels, kernel_size, kernel_size])
-        if channels_last:
-            weight = weight.contiguous(memory_format=torch.channels_last)
-        initial = {"weight": weight, "bias": torch.zeros([out_channels]) if bias else None}
-        for name, value in initial.items():
-            if value is None:
-                self.register_parameter(name, None)
+        weight = _random_weight(out_channels, in_channels, kernel_size, channels_last)
+        for name, value in (("weight", weight), ("bias", torch.zeros([out_channels]))):
+            if name == "bias" and not bias:
+                self.bias = None
             elif trainable:
                 self.register_parameter(name, torch.nn.Parameter(value))
             else:
@@ -175,22 +154,10 @@ class Conv2dLayer(torch.nn.Module):
 
     def forward(self, x, gain=1):
         """[N, in_channels, H, W] -> [N, out_channels, H', W'], output scaled by `gain`."""
-        x = conv2d_resample.conv2d_resample(
-            x=x,
-            w=(self.weight * self.weight_gain).to(x.dtype),
-            f=self.resample_filter,
-            up=self.up,
-            down=self.down,
-            padding=self.padding,
-            flip_weight=(self.up == 1),
-        )
-        return bias_act.bias_act(
-            x,
-            None if self.bias is None else self.bias.to(x.dtype),
-            act=self.activation,
-            gain=self.act_gain * gain,
-            clamp=None if self.conv_clamp is None else self.conv_clamp * gain,
-        )
+        w = (self.weight * self.weight_gain).to(x.dtype)
+        resample = dict(f=self.resample_filter, up=self.up, down=self.down, padding=self.padding)
+        x = conv2d_resample.conv2d_resample(x=x, w=w, flip_weight=(self.up == 1), **resample)
+        return _biased_activation(self, x, gain)
 
 
 @persistence.persistent_class
@@ -201,45 +168,26 @@ class MappingNetwork(torch.nn.Module):
     """
 
     def __init__(
-        self,
-        z_dim,
-        c_dim,
-        w_dim,
-        num_ws,
-        num_layers=8,
-        embed_features=None,
-        layer_features=None,
-        activation="lrelu",
-        lr_multiplier=0.01,
-        w_avg_beta=0.995,
-    ):
+        self, z_dim, c_dim, w_dim, num_ws, num_layers=8, embed_features=None, layer_features=None,
+        activation="lrelu", lr_multiplier=0.01, w_avg_beta=0.995,
+    ):  # fmt: skip
         super().__init__()
-        self.z_dim = z_dim
-        self.c_dim = c_dim
-        self.w_dim = w_dim
-        self.num_ws = num_ws
-        self.num_layers = num_layers
-        self.w_avg_beta = w_avg_beta
-        if embed_features is None:
-            embed_features = w_dim
-        if layer_features is None:
-            layer_features = w_dim
-
+        self.z_dim, self.c_dim, self.w_dim, self.num_ws = z_dim, c_dim, w_dim, num_ws
+        self.num_layers, self.w_avg_beta = num_layers, w_avg_beta
+        embed_features = w_dim if embed_features is None else embed_features
+        layer_features = w_dim if layer_features is None else layer_features
         widths = [z_dim, *[layer_features] * (num_layers - 1), w_dim]
         if c_dim > 0:
             widths[0] += embed_features
             self.embed = FullyConnectedLayer(c_dim, embed_features)
+        layer = dict(activation=activation, lr_multiplier=lr_multiplier)
         for idx in range(num_layers):
-            layer = FullyConnectedLayer(
-                widths[idx], widths[idx + 1], activation=activation, lr_multiplier=lr_multiplier
-            )
-            setattr(self, f"fc{idx}", layer)
+            fc = FullyConnectedLayer(widths[idx], widths[idx + 1], **layer)
+            setattr(self, f"fc{idx}", fc)
         if num_ws is not None and w_avg_beta is not None:
             self.register_buffer("w_avg", torch.zeros([w_dim]))
 
-    def forward(
-        self, z, c, truncation_psi=1, truncation_cutoff=None, skip_w_avg_update=False
-    ):
+    def forward(self, z, c, truncation_psi=1, truncation_cutoff=None, skip_w_avg_update=False):
         """Map z [N, z_dim] and c [N, c_dim] to ws [N, num_ws, w_dim] (float32).
 
         `truncation_psi` pulls the first `truncation_cutoff` (default: all) copies of w towards
@@ -266,8 +214,6 @@ class MappingNetwork(torch.nn.Module):
         return x
 
     def _truncate(self, ws, psi, cutoff):
-        if self.num_ws is None or self.w_avg_beta is None:
-            raise ValueError("truncation needs a mapping network that tracks the mean of w")
         if cutoff is None:
             return self.w_avg.lerp(ws, psi)
         return torch.cat([self.w_avg.lerp(ws[:, :cutoff], psi), ws[:, cutoff:]], dim=1)
@@ -278,33 +224,18 @@ class SynthesisLayer(torch.nn.Module):
     """Modulated convolution, noise, bias and activation of one style."""
 
     def __init__(
-        self,
-        in_channels,
-        out_channels,
-        w_dim,
-        resolution,
-        kernel_size=3,
-        up=1,
-        use_noise=True,
-        activation="lrelu",
-        resample_filter=[1, 3, 3, 1],  # noqa: B006
-        conv_clamp=None,
-        channels_last=False,
-    ):
+        self, in_channels, out_channels, w_dim, resolution, kernel_size=3, up=1, use_noise=True,
+        activation="lrelu", resample_filter=[1, 3, 3, 1], conv_clamp=None, channels_last=False,
+    ):  # fmt: skip
         super().__init__()
-        self.resolution = resolution
-        self.up = up
-        self.use_noise = use_noise
-        self.activation = activation
-        self.conv_clamp = conv_clamp
+        self.resolution, self.up = resolution, up
+        self.use_noise, self.activation, self.conv_clamp = use_noise, activation, conv_clamp
         self.padding = kernel_size // 2
         self.act_gain = bias_act.activation_funcs[activation].def_gain
         self.register_buffer("resample_filter", upfirdn2d.setup_filter(resample_filter))
 
         self.affine = FullyConnectedLayer(w_dim, in_channels, bias_init=1)
-        weight = torch.randn([out_channels, in_channels, kernel_size, kernel_size])
-        if channels_last:
-            weight = weight.contiguous(memory_format=torch.channels_last)
+        weight = _random_weight(out_channels, in_channels, kernel_size, channels_last)
         self.weight = torch.nn.Parameter(weight)
         if use_noise:
             self.register_buffer("noise_const", torch.randn([resolution, resolution]))
@@ -323,24 +254,13 @@ class SynthesisLayer(torch.nn.Module):
         """Features [N, in_channels, H, W] and style w [N, w_dim] to [N, out_channels, H', W']."""
         if noise_mode not in ("random", "const", "none"):
             raise ValueError(f"noise_mode is random, const or none, not {noise_mode!r}")
+        noise = self._noise(x, noise_mode)
+        resample = dict(up=self.up, padding=self.padding, resample_filter=self.resample_filter)
         x = modulated_conv2d(
-            x=x,
-            weight=self.weight,
-            styles=self.affine(w),
-            noise=self._noise(x, noise_mode),
-            up=self.up,
-            padding=self.padding,
-            resample_filter=self.resample_filter,
-            flip_weight=(self.up == 1),
-            fused_modconv=fused_modconv,
-        )
-        return bias_act.bias_act(
-            x,
-            self.bias.to(x.dtype),
-            act=self.activation,
-            gain=self.act_gain * gain,
-            clamp=None if self.conv_clamp is None else self.conv_clamp * gain,
-        )
+            x, self.weight, self.affine(w), noise, flip_weight=(self.up == 1),
+            fused_modconv=fused_modconv, **resample,
+        )  # fmt: skip
+        return _biased_activation(self, x, gain)
 
 
 @persistence.persistent_class
@@ -348,14 +268,12 @@ class ToRGBLayer(torch.nn.Module):
     """Features to image channels: modulated 1x1 convolution without demodulation."""
 
     def __init__(
-        self, in_channels, out_channels, w_dim, kernel_size=1, conv_clamp=None, channels_last=False
-    ):
+        self, in_channels, out_channels, w_dim, kernel_size=1, conv_clamp=None, channels_last=False,
+    ):  # fmt: skip
         super().__init__()
         self.conv_clamp = conv_clamp
         self.affine = FullyConnectedLayer(w_dim, in_channels, bias_init=1)
-        weight = torch.randn([out_channels, in_channels, kernel_size, kernel_size])
-        if channels_last:
-            weight = weight.contiguous(memory_format=torch.channels_last)
+        weight = _random_weight(out_channels, in_channels, kernel_size, channels_last)
         self.weight = torch.nn.Parameter(weight)
         self.bias = torch.nn.Parameter(torch.zeros([out_channels]))
         self.weight_gain = float(1 / np.sqrt(in_channels * kernel_size**2))
@@ -363,9 +281,7 @@ class ToRGBLayer(torch.nn.Module):
     def forward(self, x, w, fused_modconv=True):
         """Features [N, in_channels, H, W] and style w [N, w_dim] to [N, out_channels, H, W]."""
         styles = self.affine(w) * self.weight_gain
-        x = modulated_conv2d(
-            x=x, weight=self.weight, styles=styles, demodulate=False, fused_modconv=fused_modconv
-        )
+        x = modulated_conv2d(x, self.weight, styles, demodulate=False, fused_modconv=fused_modconv)
         return bias_act.bias_act(x, self.bias.to(x.dtype), clamp=self.conv_clamp)
 
 
@@ -374,47 +290,32 @@ def _check_architecture(architecture):
         raise ValueError(f"architecture is orig, skip or resnet, not {architecture!r}")
 
 
+def _precision(block, x, force_fp32):
+    """The dtype and memory format that `block` computes in, for input like `x`."""
+    if not block.use_fp16 or not x.is_cuda or force_fp32:
+        return torch.float32, torch.contiguous_format
+    return torch.float16, torch.channels_last if block.channels_last else torch.contiguous_format
+
+
 @persistence.persistent_class
 class SynthesisBlock(torch.nn.Module):
     """All layers of one resolution of the generator."""
 
     def __init__(
-        self,
-        in_channels,
-        out_channels,
-        w_dim,
-        resolution,
-        img_channels,
-        is_last,
-        architecture="skip",
-        resample_filter=[1, 3, 3, 1],  # noqa: B006
-        conv_clamp=None,
-        use_fp16=False,
-        fp16_channels_last=False,
-        **layer_kwargs,
-    ):
+        self, in_channels, out_channels, w_dim, resolution, img_channels, is_last,
+        architecture="skip", resample_filter=[1, 3, 3, 1], conv_clamp=None, use_fp16=False,
+        fp16_channels_last=False, **layer_kwargs,
+    ):  # fmt: skip
         _check_architecture(architecture)
         super().__init__()
-        self.in_channels = in_channels
-        self.w_dim = w_dim
-        self.resolution = resolution
-        self.img_channels = img_channels
-        self.is_last = is_last
-        self.architecture = architecture
-        self.use_fp16 = use_fp16
+        self.in_channels, self.w_dim = in_channels, w_dim
+        self.architecture, self.use_fp16 = architecture, use_fp16
         self.channels_last = use_fp16 and fp16_channels_last
         self.register_buffer("resample_filter", upfirdn2d.setup_filter(resample_filter))
-        self.num_conv = 0
-        self.num_torgb = 0
+        self.num_conv = self.num_torgb = 0
         shared = dict(conv_clamp=conv_clamp, channels_last=self.channels_last)
-        layer = dict(
-            w_dim=w_dim,
-            resolution=resolution,
-            resample_filter=resample_filter,
-            **shared,
-            **layer_kwargs,
-        )
-
+        layer = dict(w_dim=w_dim, resolution=resolution, resample_filter=resample_filter)
+        layer.update(**shared, **layer_kwargs)
         if in_channels == 0:
             self.const = torch.nn.Parameter(torch.randn([out_channels, resolution, resolution]))
         else:
@@ -427,14 +328,9 @@ class SynthesisBlock(torch.nn.Module):
             self.num_torgb += 1
         if in_channels != 0 and architecture == "resnet":
             self.skip = Conv2dLayer(
-                in_channels,
-                out_channels,
-                kernel_size=1,
-                bias=False,
-                up=2,
-                resample_filter=resample_filter,
-                channels_last=self.channels_last,
-            )
+                in_channels, out_channels, kernel_size=1, bias=False, up=2,
+                resample_filter=resample_filter, channels_last=self.channels_last,
+            )  # fmt: skip
 
     def forward(self, x, img, ws, force_fp32=False, fused_modconv=None, **layer_kwargs):
         """Features x and image so far, both of half the resolution (or None), to the same here.
@@ -444,13 +340,12 @@ class SynthesisBlock(torch.nn.Module):
         """
         misc.assert_shape(ws, [None, self.num_conv + self.num_torgb, self.w_dim])
         styles = iter(ws.unbind(dim=1))
-        half = self.use_fp16 and ws.is_cuda and not force_fp32
-        dtype = torch.float16 if half else torch.float32
-        layout = torch.channels_last if half and self.channels_last else torch.contiguous_format
+        dtype, layout = _precision(self, ws, force_fp32)
         if fused_modconv is None:
             # A grouped convolution saves memory traffic at inference; in training, and on the
             # CPU always, scaling the activations is the faster of the two equal formulations.
-            fused_modconv = ws.is_cuda and not self.training and (not half or len(ws) == 1)
+            small = dtype == torch.float32 or len(ws) == 1
+            fused_modconv = ws.is_cuda and not self.training and small
         layer = dict(fused_modconv=fused_modconv, **layer_kwargs)
 
         if self.in_channels == 0:
@@ -458,13 +353,11 @@ class SynthesisBlock(torch.nn.Module):
             x = self.conv1(x.contiguous(memory_format=layout), next(styles), **layer)
         else:
             x = x.to(dtype=dtype, memory_format=layout)
-            if self.architecture == "resnet":
-                shortcut = self.skip(x, gain=SQRT_HALF)
-                x = self.conv0(x, next(styles), **layer)
-                x = shortcut + self.conv1(x, next(styles), gain=SQRT_HALF, **layer)
-            else:
-                x = self.conv0(x, next(styles), **layer)
-                x = self.conv1(x, next(styles), **layer)
+            shortcut = self.skip(x, gain=SQRT_HALF) if self.architecture == "resnet" else None
+            x = self.conv0(x, next(styles), **layer)
+            gain = 1 if shortcut is None else SQRT_HALF
+            x = self.conv1(x, next(styles), gain=gain, **layer)
+            x = x if shortcut is None else shortcut + x
 
         if img is not None:
             img = upfirdn2d.upsample2d(img, self.resample_filter)
@@ -493,19 +386,11 @@ class SynthesisNetwork(torch.nn.Module):
     """ws [N, num_ws, w_dim] to images [N, img_channels, img_resolution, img_resolution]."""
 
     def __init__(
-        self,
-        w_dim,
-        img_resolution,
-        img_channels,
-        channel_base=32768,
-        channel_max=512,
-        num_fp16_res=0,
-        **block_kwargs,
-    ):
+        self, w_dim, img_resolution, img_channels, channel_base=32768, channel_max=512,
+        num_fp16_res=0, **block_kwargs,
+    ):  # fmt: skip
         super().__init__()
-        self.w_dim = w_dim
-        self.img_resolution = img_resolution
-        self.img_channels = img_channels
+        self.w_dim, self.img_resolution, self.img_channels = w_dim, img_resolution, img_channels
         self.block_resolutions = _block_resolutions(img_resolution)
         channels = {res: min(channel_base // res, channel_max) for res in self.block_resolutions}
         fp16_from = _lowest_fp16_resolution(img_resolution, num_fp16_res)
@@ -513,15 +398,10 @@ class SynthesisNetwork(torch.nn.Module):
         self.num_ws = 0
         for res in self.block_resolutions:
             block = SynthesisBlock(
-                channels[res // 2] if res > 4 else 0,
-                channels[res],
-                w_dim=w_dim,
-                resolution=res,
-                img_channels=img_channels,
-                is_last=(res == img_resolution),
-                use_fp16=(res >= fp16_from),
-                **block_kwargs,
-            )
+                channels[res // 2] if res > 4 else 0, channels[res], w_dim=w_dim, resolution=res,
+                img_channels=img_channels, is_last=(res == img_resolution),
+                use_fp16=(res >= fp16_from), **block_kwargs,
+            )  # fmt: skip
             self.num_ws += block.num_conv
             setattr(self, f"b{res}", block)
         # ToRGB shares its style with the next block's first layer; only the last has its own.
@@ -531,8 +411,7 @@ class SynthesisNetwork(torch.nn.Module):
         """Synthesise images; `block_kwargs`: noise_mode, force_fp32, fused_modconv."""
         misc.assert_shape(ws, [None, self.num_ws, self.w_dim])
         ws = ws.to(torch.float32)
-        x = img = None
-        first = 0
+        x, img, first = None, None, 0
         for res in self.block_resolutions:
             block = getattr(self, f"b{res}")
             block_ws = ws.narrow(1, first, block.num_conv + block.num_torgb)
@@ -546,31 +425,15 @@ class Generator(torch.nn.Module):
     """StyleGAN2 generator: z [N, z_dim], c [N, c_dim] to images [N, C, H, W]."""
 
     def __init__(
-        self,
-        z_dim,
-        c_dim,
-        w_dim,
-        img_resolution,
-        img_channels,
-        mapping_kwargs={},  # noqa: B006
-        synthesis_kwargs={},  # noqa: B006
-    ):
+        self, z_dim, c_dim, w_dim, img_resolution, img_channels,
+        mapping_kwargs={}, synthesis_kwargs={},
+    ):  # fmt: skip
         super().__init__()
-        self.z_dim = z_dim
-        self.c_dim = c_dim
-        self.w_dim = w_dim
-        self.img_resolution = img_resolution
-        self.img_channels = img_channels
-        self.synthesis = SynthesisNetwork(
-            w_dim=w_dim,
-            img_resolution=img_resolution,
-            img_channels=img_channels,
-            **synthesis_kwargs,
-        )
+        self.z_dim, self.c_dim = z_dim, c_dim
+        self.w_dim, self.img_resolution, self.img_channels = w_dim, img_resolution, img_channels
+        self.synthesis = SynthesisNetwork(w_dim, img_resolution, img_channels, **synthesis_kwargs)
         self.num_ws = self.synthesis.num_ws
-        self.mapping = MappingNetwork(
-            z_dim=z_dim, c_dim=c_dim, w_dim=w_dim, num_ws=self.num_ws, **mapping_kwargs
-        )
+        self.mapping = MappingNetwork(z_dim, c_dim, w_dim, self.num_ws, **mapping_kwargs)
 
     def forward(self, z, c, truncation_psi=1, truncation_cutoff=None, **synthesis_kwargs):
         """Generate float32 images, nominally in [-1, 1] but not clamped."""
@@ -583,29 +446,14 @@ class DiscriminatorBlock(torch.nn.Module):
     """All layers of one resolution of the discriminator; halves the resolution."""
 
     def __init__(
-        self,
-        in_channels,
-        tmp_channels,
-        out_channels,
-        resolution,
-        img_channels,
-        first_layer_idx,
-        architecture="resnet",
-        activation="lrelu",
-        resample_filter=[1, 3, 3, 1],  # noqa: B006
-        conv_clamp=None,
-        use_fp16=False,
-        fp16_channels_last=False,
-        freeze_layers=0,
-    ):
+        self, in_channels, tmp_channels, out_channels, resolution, img_channels, first_layer_idx,
+        architecture="resnet", activation="lrelu", resample_filter=[1, 3, 3, 1], conv_clamp=None,
+        use_fp16=False, fp16_channels_last=False, freeze_layers=0,
+    ):  # fmt: skip
         _check_architecture(architecture)
         super().__init__()
-        self.in_channels = in_channels
-        self.resolution = resolution
-        self.img_channels = img_channels
-        self.first_layer_idx = first_layer_idx
-        self.architecture = architecture
-        self.use_fp16 = use_fp16
+        self.in_channels, self.resolution = in_channels, resolution
+        self.img_channels, self.architecture, self.use_fp16 = img_channels, architecture, use_fp16
         self.channels_last = use_fp16 and fp16_channels_last
         self.register_buffer("resample_filter", upfirdn2d.setup_filter(resample_filter))
         self.num_layers = 0
@@ -614,14 +462,9 @@ class DiscriminatorBlock(torch.nn.Module):
             index = first_layer_idx + self.num_layers
             self.num_layers += 1
             return Conv2dLayer(
-                in_channels,
-                out_channels,
-                kernel_size=kernel_size,
-                resample_filter=resample_filter,
-                channels_last=self.channels_last,
-                trainable=(index >= freeze_layers),
-                **kwargs,
-            )
+                in_channels, out_channels, kernel_size=kernel_size, resample_filter=resample_filter,
+                channels_last=self.channels_last, trainable=(index >= freeze_layers), **kwargs,
+            )  # fmt: skip
 
         activated = dict(activation=activation, conv_clamp=conv_clamp)
         if in_channels == 0 or architecture == "skip":
@@ -636,11 +479,7 @@ class DiscriminatorBlock(torch.nn.Module):
 
         The image is None from the second block on, except in the skip architecture.
         """
-        reference = img if x is None else x
-        half = self.use_fp16 and reference.is_cuda and not force_fp32
-        dtype = torch.float16 if half else torch.float32
-        layout = torch.channels_last if half and self.channels_last else torch.contiguous_format
-
+        dtype, layout = _precision(self, img if x is None else x, force_fp32)
         if x is not None:
             misc.assert_shape(x, [None, self.in_channels, self.resolution, self.resolution])
             x = x.to(dtype=dtype, memory_format=layout)
@@ -667,8 +506,7 @@ class MinibatchStdLayer(torch.nn.Module):
 
     def __init__(self, group_size, num_channels=1):
         super().__init__()
-        self.group_size = group_size
-        self.num_channels = num_channels
+        self.group_size, self.num_channels = group_size, num_channels
 
     def forward(self, x):
         """[N, C, H, W] -> [N, C + num_channels, H, W]."""
@@ -688,44 +526,24 @@ class DiscriminatorEpilogue(torch.nn.Module):
     """4x4 features to logits; with labels, a projection onto the mapped label."""
 
     def __init__(
-        self,
-        in_channels,
-        cmap_dim,
-        resolution,
-        img_channels,
-        architecture="resnet",
-        mbstd_group_size=4,
-        mbstd_num_channels=1,
-        activation="lrelu",
-        conv_clamp=None,
-    ):
+        self, in_channels, cmap_dim, resolution, img_channels, architecture="resnet",
+        mbstd_group_size=4, mbstd_num_channels=1, activation="lrelu", conv_clamp=None,
+    ):  # fmt: skip
         _check_architecture(architecture)
         super().__init__()
-        self.in_channels = in_channels
-        self.cmap_dim = cmap_dim
-        self.resolution = resolution
-        self.img_channels = img_channels
-        self.architecture = architecture
+        self.in_channels, self.cmap_dim = in_channels, cmap_dim
+        self.resolution, self.architecture = resolution, architecture
         if architecture == "skip":
-            self.fromrgb = Conv2dLayer(
-                img_channels, in_channels, kernel_size=1, activation=activation
-            )
+            self.fromrgb = Conv2dLayer(img_channels, in_channels, 1, activation=activation)
         self.mbstd = None
         if mbstd_num_channels > 0:
             self.mbstd = MinibatchStdLayer(mbstd_group_size, mbstd_num_channels)
-        self.conv = Conv2dLayer(
-            in_channels + mbstd_num_channels,
-            in_channels,
-            kernel_size=3,
-            activation=activation,
-            conv_clamp=conv_clamp,
-        )
-        self.fc = FullyConnectedLayer(
-            in_channels * resolution**2, in_channels, activation=activation
-        )
+        activated = dict(activation=activation, conv_clamp=conv_clamp)
+        self.conv = Conv2dLayer(in_channels + mbstd_num_channels, in_channels, 3, **activated)
+        self.fc = FullyConnectedLayer(in_channels * resolution**2, in_channels, True, activation)
         self.out = FullyConnectedLayer(in_channels, cmap_dim if cmap_dim > 0 else 1)
 
-    def forward(self, x, img, cmap, force_fp32=False):
+    def forward(self, x, img, cmap):
         """Features [N, C, 4, 4], image (skip only), mapped label [N, cmap_dim] to [N, 1]."""
         misc.assert_shape(x, [None, self.in_channels, self.resolution, self.resolution])
         x = x.to(dtype=torch.float32, memory_format=torch.contiguous_format)
@@ -745,60 +563,38 @@ class Discriminator(torch.nn.Module):
     """StyleGAN2 discriminator: images [N, C, H, W], labels [N, c_dim] to logits [N, 1]."""
 
     def __init__(
-        self,
-        c_dim,
-        img_resolution,
-        img_channels,
-        architecture="resnet",
-        channel_base=32768,
-        channel_max=512,
-        num_fp16_res=0,
-        conv_clamp=None,
-        cmap_dim=None,
-        block_kwargs={},  # noqa: B006
-        mapping_kwargs={},  # noqa: B006
-        epilogue_kwargs={},  # noqa: B006
-    ):
+        self, c_dim, img_resolution, img_channels, architecture="resnet", channel_base=32768,
+        channel_max=512, num_fp16_res=0, conv_clamp=None, cmap_dim=None, block_kwargs={},
+        mapping_kwargs={}, epilogue_kwargs={},
+    ):  # fmt: skip
         super().__init__()
-        self.c_dim = c_dim
-        self.img_resolution = img_resolution
-        self.img_channels = img_channels
+        self.c_dim, self.img_resolution, self.img_channels = c_dim, img_resolution, img_channels
         self.block_resolutions = _block_resolutions(img_resolution)[:0:-1]  # without the 4x4
         resolutions = [*self.block_resolutions, 4]
         channels = {res: min(channel_base // res, channel_max) for res in resolutions}
         fp16_from = _lowest_fp16_resolution(img_resolution, num_fp16_res)
-        if cmap_dim is None:
-            cmap_dim = channels[4]
-        if c_dim == 0:
-            cmap_dim = 0
-
+        cmap_dim = channels[4] if cmap_dim is None else cmap_dim
+        cmap_dim = cmap_dim if c_dim > 0 else 0
         shared = dict(img_channels=img_channels, architecture=architecture, conv_clamp=conv_clamp)
         layer_idx = 0
         for res in self.block_resolutions:
             block = DiscriminatorBlock(
-                channels[res] if res < img_resolution else 0,
-                channels[res],
-                channels[res // 2],
-                resolution=res,
-                first_layer_idx=layer_idx,
-                use_fp16=(res >= fp16_from),
-                **shared,
+                channels[res] if res < img_resolution else 0, channels[res], channels[res // 2],
+                resolution=res, first_layer_idx=layer_idx, use_fp16=(res >= fp16_from), **shared,
                 **block_kwargs,
-            )
+            )  # fmt: skip
             setattr(self, f"b{res}", block)
             layer_idx += block.num_layers
         if c_dim > 0:
+            label_only = dict(z_dim=0, num_ws=None, w_avg_beta=None)
             self.mapping = MappingNetwork(
-                z_dim=0, c_dim=c_dim, w_dim=cmap_dim, num_ws=None, w_avg_beta=None, **mapping_kwargs
+                c_dim=c_dim, w_dim=cmap_dim, **label_only, **mapping_kwargs
             )
-        self.b4 = DiscriminatorEpilogue(
-            channels[4], cmap_dim=cmap_dim, resolution=4, **shared, **epilogue_kwargs
-        )
+        self.b4 = DiscriminatorEpilogue(channels[4], cmap_dim, 4, **shared, **epilogue_kwargs)
 
     def forward(self, img, c, **block_kwargs):
         """Logits, float32; `block_kwargs`: force_fp32."""
         x = None
         for res in self.block_resolutions:
             x, img = getattr(self, f"b{res}")(x, img, **block_kwargs)
-        cmap = self.mapping(None, c) if self.c_dim > 0 else None
-        return self.b4(x, img, cmap)
+        return self.b4(x, img, self.mapping(None, c) if self.c_dim > 0 else None)

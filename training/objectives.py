@@ -25,7 +25,7 @@ ADVERSARIAL_LOSSES = {
         D_real=lambda scores: softplus(-scores),
         D_fake=lambda scores: softplus(scores),
         G_fake=lambda scores: softplus(-scores),
-    ),
+    )
 }
 
 

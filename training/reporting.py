@@ -4,6 +4,7 @@ import contextlib
 import json
 import logging
 import math
+import sys
 import time
 from datetime import timedelta
 
@@ -60,14 +61,13 @@ class Reporter:
         self._open = contextlib.ExitStack()
         self._jsonl = self._open.enter_context(open(self._run_dir / "stats.jsonl", "a"))
         self._events = self._open.enter_context(SummaryWriter(self._run_dir))
-        self._open.enter_context(logging_redirect_tqdm([logging.getLogger()]))
+        self._open.enter_context(logging_redirect_tqdm())
         self._bar = self._open.enter_context(
             tqdm(
                 total=self._config.kimg * 1000,
-                unit="img",
-                unit_scale=True,
                 dynamic_ncols=True,
-                bar_format="{desc} {percentage:3.0f}%|{bar}| {postfix} [{elapsed}<{remaining}]",
+                mininterval=0.1 if sys.stderr.isatty() else 30,  # a log file wants few lines
+                bar_format="{desc}{percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}",
             )
         )
         self._start = self._tick_start = time.monotonic()
@@ -88,10 +88,11 @@ class Reporter:
             return
         self._refreshed = now
         sec_per_kimg = (now - self._tick_start) / max(nimg - self._tick_nimg, 1) * 1000
-        self._bar.set_description_str(f"{stage} kimg {nimg / 1e3:.1f}", refresh=False)
+        self._bar.set_description_str(f"{stage}, kimg {nimg / 1e3:.1f} ", refresh=False)
         self._bar.set_postfix_str(
             f"{sec_per_kimg:.1f} sec/kimg, D(real) {self._score('real')}, "
-            f"D(fake) {self._score('fake')}"
+            f"D(fake) {self._score('fake')}",
+            refresh=False,
         )
 
     def _score(self, kind):

@@ -12,14 +12,7 @@ import torch
 
 from dnnlib.util import atomic_write
 
-__all__ = [
-    "grid_size",
-    "image_grid",
-    "pixels",
-    "save_image_grid",
-    "save_snapshot",
-    "snapshot_grid",
-]
+__all__ = ["grid_size", "image_grid", "pixels", "save_image_grid", "save_snapshot", "snapshot_grid"]
 
 # A grid of images is about one 8K screen, but never so many or so few that it tells nothing.
 _SCREEN = (7680, 4320)

@@ -108,11 +108,17 @@ def run_phase(stage, phase, micro_batches, report):
         stage.loss.accumulate_gradients(phase=phase.name, gain=gain, **batch)
     phase.net.requires_grad_(False)
 
-    trained = [p for p in phase.net.parameters() if p.grad is not None]
-    flat = torch.cat([p.grad.flatten() for p in trained])
+    # A parameter that a regulariser does not reach has a zero gradient: Adam's moments decay as
+    # they would, and every process has the same layout.
+    parameters = list(phase.net.parameters())
+    flat = torch.cat([_gradient(p).flatten() for p in parameters])
     report(f"{stage.log_prefix}/grad_norm/{phase.name}", flat.norm())
     # Half precision overflows now and then; the step goes on with what is finite.
     torch.nan_to_num(flat, nan=0, posinf=GRADIENT_LIMIT, neginf=-GRADIENT_LIMIT, out=flat)
-    for p, gradient in zip(trained, flat.split([p.numel() for p in trained]), strict=True):
+    for p, gradient in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
         p.grad = gradient.view(p.shape)
     phase.optimizer.step()
+
+
+def _gradient(p):
+    return torch.zeros_like(p) if p.grad is None else p.grad

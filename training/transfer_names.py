@@ -1,8 +1,6 @@
 """Snapshots that NVIDIA published with StyleGAN2-ADA, by the names that --resume takes."""
 
-_ROOT = (
-    "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/transfer-learning-source-nets"
-)
+_ROOT = "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/transfer-learning-source-nets"
 OFFICIAL_SNAPSHOTS = {
     "ffhq256": f"{_ROOT}/ffhq-res256-mirror-paper256-noaug.pkl",
     "ffhq512": f"{_ROOT}/ffhq-res512-mirror-stylegan2-noaug.pkl",

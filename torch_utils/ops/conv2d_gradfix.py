@@ -47,11 +47,7 @@ def conv2d_padded(
 
 
 def conv2d_upsampled(
-    x: torch.Tensor,
-    w: torch.Tensor,
-    up: Sequence[int],
-    padding: Sequence[int],
-    groups: int = 1,
+    x: torch.Tensor, w: torch.Tensor, up: Sequence[int], padding: Sequence[int], groups: int = 1
 ) -> torch.Tensor:
     """Correlate zero-inserted, padded images with a kernel, without multiplying the zeros.
 

@@ -1,0 +1,186 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from tests.golden_cases import load_cases, relative_error
+from training.loss import StyleGAN2Loss
+from training.networks import Discriminator, Generator
+from training.objectives import ADVERSARIAL_LOSSES, path_lengths, r1_penalty
+
+
+def no_report(name, value):
+    assert torch.is_tensor(value) and not value.requires_grad
+
+
+def load(net, arrays, prefix):
+    state = {
+        name.removeprefix(prefix): torch.from_numpy(np.array(value))
+        for name, value in arrays.items()
+        if name.startswith(prefix)
+    }
+    net.load_state_dict(state)
+    return net.train()
+
+
+@pytest.mark.parametrize("index", range(6))
+def test_golden(index, monkeypatch):
+    meta, arrays = load_cases("stylegan2_loss")[index]
+    G = load(Generator(**meta["G_kwargs"]), arrays, "G/")
+    D = load(Discriminator(**meta["D_kwargs"]), arrays, "D/")
+    trained, other = (G, D) if meta["phase"].startswith("G") else (D, G)
+    other.requires_grad_(False)
+    loss = StyleGAN2Loss(
+        G,
+        D,
+        r1_gamma=meta["r1_gamma"],
+        style_mixing_prob=0,
+        pl_weight=meta["pl_weight"],
+        pl_decay=meta["pl_decay"],
+        pl_batch_shrink=meta["pl_batch_shrink"],
+        report=no_report,
+    )
+    if "pl_noise_raw" in arrays:
+        noise = torch.from_numpy(arrays["pl_noise_raw"])
+        monkeypatch.setattr(torch, "randn_like", lambda x: noise.reshape(x.shape))
+    loss.accumulate_gradients(
+        phase=meta["phase"],
+        real_img=torch.from_numpy(arrays["real_img"]),
+        real_c=torch.from_numpy(arrays["c"]),
+        gen_z=torch.from_numpy(arrays["z"]),
+        gen_c=torch.from_numpy(arrays["c"]),
+        gain=meta["gain"],
+    )
+    assert relative_error(loss.pl_mean, arrays["pl_mean"]) <= 1e-4
+    compared = 0
+    for name, parameter in trained.named_parameters():
+        if f"grad/{name}" in arrays:
+            gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            assert relative_error(gradient, arrays[f"grad/{name}"]) <= 1e-4, name
+            compared += 1
+    assert compared > 10
+
+
+@pytest.fixture
+def nets():
+    torch.manual_seed(0)
+    G = Generator(8, 0, 8, 8, 1, synthesis_kwargs=dict(channel_base=64, channel_max=8))
+    D = Discriminator(0, 8, 1, channel_base=64, channel_max=8)
+    batch = dict(
+        real_img=torch.rand(4, 1, 8, 8) * 2 - 1,
+        real_c=torch.zeros(4, 0),
+        gen_z=torch.randn(4, 8),
+        gen_c=torch.zeros(4, 0),
+    )
+    return G.train(), D.train(), batch
+
+
+def gradients(net):
+    return [p.grad.clone() for p in net.parameters() if p.grad is not None]
+
+
+def run(G, D, batch, *phases, **settings):
+    for net in (G, D):
+        net.zero_grad()
+    loss = StyleGAN2Loss(G, D, report=no_report, **settings)
+    for phase in phases:
+        trained, other = (G, D) if phase.startswith("G") else (D, G)
+        trained.requires_grad_(True), other.requires_grad_(False)
+        torch.manual_seed(1)
+        loss.accumulate_gradients(phase=phase, gain=1, **batch)
+    return loss
+
+
+def test_both_is_main_plus_regulariser(nets):
+    G, D, batch = nets
+    settings = dict(r1_gamma=1.0, style_mixing_prob=0.0)
+    for kind, net in (("D", D), ("G", G)):
+        # Without noise inputs nothing but the path length noise is random.
+        for module in G.modules():
+            if hasattr(module, "use_noise"):
+                module.use_noise = False
+        run(G, D, batch, f"{kind}both", **settings)
+        both = gradients(net)
+        run(G, D, batch, f"{kind}main", f"{kind}reg", **settings)
+        apart = gradients(net)
+        assert len(both) == len(apart) > 0
+        if kind == "D":
+            for a, b in zip(both, apart, strict=True):
+                torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("phase", "setting"), [("Greg", "pl_weight"), ("Dreg", "r1_gamma")])
+def test_a_weight_of_zero_turns_a_regulariser_off(nets, phase, setting):
+    G, D, batch = nets
+    run(G, D, batch, phase, **{setting: 0.0})
+    assert not gradients(G) and not gradients(D)
+
+
+def test_each_phase_trains_one_network(nets):
+    G, D, batch = nets
+    for phase in ("Gmain", "Greg"):
+        run(G, D, batch, phase)
+        assert gradients(G) and not gradients(D)
+    for phase in ("Dmain", "Dreg"):
+        run(G, D, batch, phase)
+        assert gradients(D) and not gradients(G)
+
+
+def test_style_mixing_replaces_later_styles(nets):
+    G, D, batch = nets
+    mixed = StyleGAN2Loss(G, D, style_mixing_prob=1.0, report=no_report)
+    with torch.no_grad():
+        _, ws = mixed._generate(batch["gen_z"], batch["gen_c"])
+        plain = G.mapping(batch["gen_z"], batch["gen_c"])
+    assert torch.equal(ws[:, 0], plain[:, 0])
+    assert not torch.allclose(ws[:, -1], plain[:, -1])
+
+
+def test_augmentation_is_seen_by_every_score(nets):
+    G, D, batch = nets
+    seen = []
+    loss = StyleGAN2Loss(
+        G, D, augment=lambda img: seen.append(len(img)) or img, r1_gamma=1.0, report=no_report
+    )
+    for phase in ("Gmain", "Dmain", "Dreg"):
+        loss.accumulate_gradients(phase=phase, gain=1, **batch)
+    assert seen == [4, 4, 4, 4]
+
+
+def test_r1_of_a_linear_discriminator_is_its_squared_norm():
+    weight = torch.randn(1, 3, 4, 4, dtype=torch.float64)
+    img = torch.randn(5, 3, 4, 4, dtype=torch.float64, requires_grad=True)
+    penalty = r1_penalty((img * weight).sum(dim=(1, 2, 3))[:, None], img)
+    torch.testing.assert_close(penalty, weight.square().sum().expand(5))
+
+
+def test_path_length_of_a_linear_generator():
+    """For img = sum over styles of A w, the projection is noise . A, the same for each style."""
+    torch.manual_seed(0)
+    A = torch.randn(3 * 4 * 4, 6, dtype=torch.float64)
+    ws = torch.randn(2, 5, 6, dtype=torch.float64, requires_grad=True)
+    noise = torch.randn(2, 3, 4, 4, dtype=torch.float64)
+    lengths = path_lengths((ws.sum(dim=1) @ A.t()).reshape(2, 3, 4, 4), ws, noise)
+    expected = (noise.flatten(1) @ A / 4).norm(dim=1)
+    torch.testing.assert_close(lengths, expected)
+
+
+@pytest.mark.parametrize("name", ADVERSARIAL_LOSSES)
+def test_adversarial_losses_pull_the_right_way(name):
+    """D lowers fake scores and raises real ones, G raises fake ones, in float64 exactly."""
+    scores = torch.linspace(-0.9, 0.9, 7, dtype=torch.float64)[:, None].requires_grad_()
+    signs = {"D_real": -1, "D_fake": 1, "G_fake": -1}
+    for part, sign in signs.items():
+        function = getattr(ADVERSARIAL_LOSSES[name], part)
+        assert torch.autograd.gradcheck(function, scores)
+        (gradient,) = torch.autograd.grad(function(scores).sum(), scores)
+        assert (gradient.sign() == sign).all(), part
+
+
+def test_non_saturating_values():
+    scores = torch.tensor([[0.0], [2.0]], dtype=torch.float64)
+    loss = ADVERSARIAL_LOSSES["ns"]
+    expected = torch.tensor([[math.log(2)], [math.log1p(math.exp(-2))]], dtype=torch.float64)
+    torch.testing.assert_close(loss.G_fake(scores), expected)
+    torch.testing.assert_close(loss.D_fake(-scores), expected)
