@@ -3,13 +3,14 @@
 import dataclasses
 import logging
 import math
+import re
 import sys
 
 import click
 
 from training.config import NOISE_SCHEDULES, ConfigError, TrainingConfig, setting_docs
 from training.presets import CFG_NAMES
-from training.run_dir import create_run_dir, describe_run
+from training.run_dir import create_run_dir, describe_run, log_to
 
 DEFAULTS = {f.name: f.default for f in dataclasses.fields(TrainingConfig)}
 DOCS = setting_docs()
@@ -28,6 +29,11 @@ class FloatOr(click.ParamType):
         return self._value if value == self._word else click.FLOAT.convert(value, param, ctx)
 
 
+def snapshot_or_none(ctx, param, value):
+    """`noresume` is how scripts for the official train.py spell the default of --resume."""
+    return None if value == "noresume" else value
+
+
 def option(*names, type=str, **kwargs):
     """One setting of `TrainingConfig`: its help text and default come from there."""
     field = names[0].lstrip("-").replace("-", "_")
@@ -35,7 +41,8 @@ def option(*names, type=str, **kwargs):
     shown = "" if default in (None, dataclasses.MISSING) else f"  [default: {default}]"
     if default is dataclasses.MISSING and not kwargs.get("required"):
         shown = "  [default: from --cfg]"
-    return click.option(*names, type=type, help=f"{DOCS[field].capitalize()}{shown}", **kwargs)
+    doc = DOCS[field]
+    return click.option(*names, type=type, help=doc[0].upper() + doc[1:] + shown, **kwargs)
 
 
 @click.command(context_settings={"show_default": True, "max_content_width": 100})
@@ -64,7 +71,7 @@ def option(*names, type=str, **kwargs):
 @click.option("--target", type=float, help="Not available yet")
 @click.option("--augpipe", help="Not available yet")
 # Transfer learning
-@option("--resume", metavar="PKL")
+@option("--resume", metavar="PKL", callback=snapshot_or_none)
 @option("--freezed", type=int)
 # Performance
 @click.option("--fp32", type=bool, metavar="BOOL", help="No float16 anywhere")
@@ -92,9 +99,10 @@ def main(outdir, dry_run, **options):
     logging.basicConfig(format="%(message)s", stream=sys.stdout, force=True)
     logging.getLogger("training").setLevel(logging.INFO)
     given = {name: value for name, value in options.items() if value is not None}
+    asked = dict(given)
     notes = refuse_unavailable(given)
     config, dataset = configure(given)
-    description = describe_run(dataset.name, config, given)
+    description = describe_run(dataset.name, config, asked)
     for line in [*notes, f"Settings: {config.to_json()}", f"Run: {description}"]:
         click.echo(line)
     if config.coop_kimg >= config.kimg:
@@ -155,40 +163,51 @@ def check_device(device):
     """Refuse a device that is not there."""
     import torch
 
-    kind, _, index = device.partition(":")
-    if kind not in ("cpu", "cuda") or (index and not (kind == "cuda" and index.isdigit())):
+    named = re.fullmatch(r"cpu|cuda(?::([0-9]+))?", device)
+    if not named:
         raise click.UsageError(f"--device must be cpu, cuda or cuda:N, not {device}")
-    if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
+    if device != "cpu" and int(named[1] or 0) >= torch.cuda.device_count():
         raise click.UsageError(f"--device={device} is not there; use --device=cpu")
 
 
 def run(config, dataset, outdir, description):
     """Make the run folder and train; errors that a user can mend end in one line."""
-    import pickle
-
     from training.divergence import DivergenceError
     from training.image_files import DatasetError
     from training.training_loop import TrainingRun
-    from training.transfer import read_snapshot
+    from training.transfer import TransferError, read_snapshot
 
     try:
         resume = None if config.resume is None else read_snapshot(config.resume)
-        run_dir = create_run_dir(outdir, description)
+        run_dir = make_run_dir(outdir, description)
+        try:
+            training = TrainingRun(config, dataset, run_dir, resume)
+        except BaseException:
+            run_dir.rmdir()  # nothing has been written into it
+            raise
+        click.echo(f"Run folder: {run_dir}")
         (run_dir / "training_options.json").write_text(config.to_json())
-    except (OSError, ValueError, pickle.UnpicklingError) as error:
-        raise click.ClickException(str(error)) from error
-    logging.getLogger().addHandler(logging.FileHandler(run_dir / "log.txt"))
-    click.echo(f"Run folder: {run_dir}")
-    try:
-        TrainingRun(config, dataset, run_dir, resume).train()
-    except (DivergenceError, DatasetError) as error:
+        with log_to(run_dir / "log.txt"):
+            training.train()
+    except (TransferError, DatasetError, DivergenceError, OSError) as error:
         raise click.ClickException(last_line(error)) from error
     click.echo(f"Done. Open {run_dir / 'index.html'}")
 
 
+def make_run_dir(outdir, description):
+    """Make the folder of this run below `outdir`."""
+    try:
+        return create_run_dir(outdir, description)
+    except OSError as error:
+        raise click.ClickException(
+            f"Cannot make a run folder in --outdir={outdir}: {error.strerror}. Choose another one."
+        ) from error
+
+
 def last_line(error):
-    """The message itself: data-loader workers put their traceback before it."""
-    return str(error).strip().splitlines()[-1]
+    """The message itself: data-loader workers put their traceback and its class before it."""
+    line = str(error).strip().splitlines()[-1]
+    return line.removeprefix(f"{type(error).__module__}.{type(error).__qualname__}: ")
 
 
 if __name__ == "__main__":

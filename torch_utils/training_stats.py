@@ -16,7 +16,7 @@ class TrainingStats:
 
     def report(self, name, value):
         """Add every element of `value` (tensor or number) to the statistics called `name`."""
-        value = torch.as_tensor(value).detach().to(torch.float64).flatten()
+        value = torch.as_tensor(value, dtype=torch.float64).detach().flatten()
         count = torch.full_like(value[:1], value.numel()).sum()
         moments = torch.stack([count, value.sum(), value.square().sum()])
         if name in self._moments:
@@ -37,7 +37,7 @@ class TrainingStats:
         for name, moments in self._moments.items():
             count, total, squares = moments.tolist()
             mean = total / count if count else math.nan
-            variance = squares / count - mean**2 if count else math.nan
+            variance = squares / count - mean * mean if count else math.nan
             # Rounding can make the variance of a constant slightly negative.
             std = math.sqrt(max(variance, 0.0)) if math.isfinite(variance) else math.nan
             collected[name] = {"num": int(count), "mean": mean, "std": std}

@@ -5,6 +5,7 @@ Imports no torch, so that `train.py --help` answers at once.
 
 import dataclasses
 import json
+import math
 from dataclasses import dataclass, field, fields
 
 from training.presets import CFG_NAMES, preset
@@ -94,6 +95,10 @@ class TrainingConfig:
             raise ConfigError("; ".join(problems))
 
     def _range_problems(self):
+        for name, value in dataclasses.asdict(self).items():
+            unbounded = name == "coop_clamp" and value == math.inf
+            if isinstance(value, float) and not (math.isfinite(value) or unbounded):
+                yield f"--{name.replace('_', '-')} must be a finite number, not {value}"
         at_least = dict(
             workers=0, kimg=1, batch=1, gpus=1, snap=1, mapping_layers=1, freezed=0, num_fp16_res=0,
             gamma=0, style_mixing=0, pl_weight=0, ema_kimg=0, coop_kimg=0, coop_energy_l2=0,
@@ -103,14 +108,16 @@ class TrainingConfig:
                 yield f"--{name.replace('_', '-')} must be at least {low}, not {getattr(self, name)}"
         if self.subset is not None and self.subset < 1:
             yield f"--subset must be at least 1, not {self.subset}"
-        if self.seed < 0:
-            yield f"--seed must not be negative, it is {self.seed}"
+        if not 0 <= self.seed < 2**32:
+            yield f"--seed must be from 0 to 2^32 - 1, not {self.seed}"
         if self.lr <= 0:
             yield f"the learning rate must be positive, not {self.lr}"
         if self.cfg not in CFG_NAMES:
             yield f"--cfg must be one of {', '.join(CFG_NAMES)}, not {self.cfg}"
 
     def _batch_problems(self):
+        if min(self.batch, self.gpus) < 1:
+            return  # a range problem
         if self.batch_gpu < 1 or self.batch % (self.batch_gpu * self.gpus):
             yield (
                 f"--batch={self.batch} cannot be split over --gpus={self.gpus} into equal parts of "
@@ -156,13 +163,19 @@ class TrainingConfig:
         return cls(**(values | given | {"resolution": resolution}))
 
     def to_json(self):
-        """The settings as an indented JSON object."""
-        return json.dumps(dataclasses.asdict(self), indent=2)
+        """The settings as an indented JSON object; no bound, which JSON lacks, is "none"."""
+        values = dataclasses.asdict(self)
+        if self.coop_clamp == math.inf:
+            values["coop_clamp"] = "none"
+        return json.dumps(values, indent=2, allow_nan=False)
 
     @classmethod
     def from_json(cls, text):
         """The inverse of `to_json`."""
-        return cls(**json.loads(text))
+        values = json.loads(text)
+        if values["coop_clamp"] == "none":
+            values["coop_clamp"] = math.inf
+        return cls(**values)
 
     @property
     def conv_clamp(self):

@@ -1,5 +1,7 @@
 """Batches of real images and of random latents, on the training device."""
 
+import warnings
+
 import torch
 
 from training.dataset import InfiniteSampler
@@ -20,14 +22,17 @@ class RealImages:
         self._labels = torch.from_numpy(dataset.raw_labels).to(device)
         self._batch_gpu = config.batch_gpu
         self._z_dim = config.z_dim
-        self._loader = torch.utils.data.DataLoader(
-            dataset,
-            sampler=InfiniteSampler(len(dataset), seed=config.seed, start=start),
-            batch_size=config.batch // config.gpus,
-            num_workers=config.workers,
-            pin_memory=(device.type == "cuda"),
-            prefetch_factor=2 if config.workers else None,
-        )
+        with warnings.catch_warnings():
+            # The default of three workers does no harm on fewer cores.
+            warnings.filterwarnings("ignore", "This DataLoader will create")
+            self._loader = torch.utils.data.DataLoader(
+                dataset,
+                sampler=InfiniteSampler(len(dataset), seed=config.seed, start=start),
+                batch_size=config.batch // config.gpus,
+                num_workers=config.workers,
+                pin_memory=(device.type == "cuda"),
+                prefetch_factor=2 if config.workers else None,
+            )
         self._batches = None
 
     def __enter__(self):

@@ -47,11 +47,11 @@ def save_page(run_dir):
 
 def _summary(settings):
     coop = min(settings["coop_kimg"], settings["kimg"])
-    stages = f"{settings['kimg'] - coop} kimg of adversarial training"
-    if coop:
-        stages = f"{coop} kimg of cooperative initialisation, then {stages}"
+    adversarial = settings["kimg"] - coop
+    stages = [f"{coop} kimg of cooperative initialisation"] if coop else []
+    stages += [f"{adversarial} kimg of adversarial training"] if adversarial else []
     size = settings["resolution"]
-    return f"StyleGAN2 at {size}x{size} on {settings['data']}: {stages}."
+    return f"StyleGAN2 at {size}x{size} on {settings['data']}: {', then '.join(stages)}."
 
 
 def _text(value):

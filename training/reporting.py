@@ -82,7 +82,8 @@ class Reporter:
 
     def progress(self, nimg, stage):
         """Move the bar to `nimg` images; once a second, also show stage, speed and scores."""
-        self._bar.update(nimg - self._bar.n)
+        # The last batch may overshoot, and tqdm shows 0% beyond the total.
+        self._bar.update(min(nimg, self._bar.total) - self._bar.n)
         now = time.monotonic()
         if now - self._refreshed < REFRESH_SECONDS:
             return
@@ -158,12 +159,13 @@ class Reporter:
         self._jsonl.write(json.dumps(entries | {"timestamp": time.time()}) + "\n")
         self._jsonl.flush()
         for name, entry in collected.items():
-            self._events.add_scalar(name, entry["mean"], global_step=nimg)
+            if math.isfinite(entry["mean"]):  # TensorBoard would print a warning for each
+                self._events.add_scalar(name, entry["mean"], global_step=nimg)
         self._events.flush()
 
 
 def status_line(values):
-    """The line a tick of StyleGAN2-ADA, from the values reported at its end."""
+    """StyleGAN2-ADA's line for a tick, from the values reported at its end."""
     return " ".join(
         [
             f"tick {values['Progress/tick']:<5d}",

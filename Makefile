@@ -1,0 +1,53 @@
+# `make demo` and `make test` do all the set-up they need, once.
+
+PYTHON ?= python3
+BIN := .venv/bin
+DEMO := demo
+
+.PHONY: help install demo test lint docs clean
+
+help:
+	@echo "make demo     train a small GAN on handwritten digits and show it (minutes, CPU or GPU)"
+	@echo "make test     run the tests"
+	@echo "make lint     check style and generated documents, as CI does"
+	@echo "make docs     write the generated documents"
+	@echo "make clean    remove the environment and the demo"
+
+install: .venv/installed
+
+.venv/installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))' || \
+	  { echo "Python 3.10 to 3.13 is needed; $(PYTHON) is $$($(PYTHON) -V 2>&1). Try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+	  { echo "python3 -m venv does not work here. Install it (Debian, Ubuntu: apt install python3-venv) and try again."; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,lmdb]'
+	@touch $@
+
+$(DEMO)/digits.zip: | install
+	$(BIN)/python dataset_tool.py --source=digits --dest=$@
+
+demo: install $(DEMO)/digits.zip
+	$(BIN)/python train.py --data=$(DEMO)/digits.zip --outdir=$(DEMO)/runs --cfg=digits \
+	  --coop-kimg=12 --kimg=48 --gamma=0 --snap=3 --workers=1
+	$(BIN)/python generate.py --network=$$(ls -t $(DEMO)/runs/*/network-snapshot-*.pkl | head -1) \
+	  --seeds=0-63 --grid --outdir=$(DEMO)/images
+	@echo
+	@echo "Open $$(ls -td $(DEMO)/runs/*/ | head -1)index.html (curves, pictures) and $(DEMO)/images/grid.png (64 new digits)."
+	@echo "Next: the same with --coop-kimg=0, to see what the cooperative stage does; or your own images:"
+	@echo "  $(BIN)/python dataset_tool.py --source=FOLDER --dest=mine.zip --width=64 --height=64 --transform=center-crop"
+	@echo "  $(BIN)/python train.py --data=mine.zip --coop-kimg=100"
+
+test: install
+	$(BIN)/python -m pytest
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python docs/generate.py --check
+
+docs: install
+	$(BIN)/python docs/generate.py
+
+clean:
+	rm -rf .venv $(DEMO) *.egg-info
