@@ -22,6 +22,11 @@ def setting(doc, default=dataclasses.MISSING):
     return field(default=default, metadata={"doc": doc})
 
 
+def flag(name):
+    """The command-line option of a field."""
+    return f"--{name.replace('_', '-')}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
     """Settings of one training run, complete: presets and defaults are already filled in.
@@ -98,14 +103,14 @@ class TrainingConfig:
         for name, value in dataclasses.asdict(self).items():
             unbounded = name == "coop_clamp" and value == math.inf
             if isinstance(value, float) and not (math.isfinite(value) or unbounded):
-                yield f"--{name.replace('_', '-')} must be a finite number, not {value}"
+                yield f"{flag(name)} must be a finite number, not {value}"
         at_least = dict(
             workers=0, kimg=1, batch=1, gpus=1, snap=1, mapping_layers=1, freezed=0, num_fp16_res=0,
             gamma=0, style_mixing=0, pl_weight=0, ema_kimg=0, coop_kimg=0, coop_energy_l2=0,
         )  # fmt: skip
         for name, low in at_least.items():
             if getattr(self, name) < low:
-                yield f"--{name.replace('_', '-')} must be at least {low}, not {getattr(self, name)}"
+                yield f"{flag(name)} must be at least {low}, not {getattr(self, name)}"
         if self.subset is not None and self.subset < 1:
             yield f"--subset must be at least 1, not {self.subset}"
         if not 0 <= self.seed < 2**32:
@@ -141,7 +146,7 @@ class TrainingConfig:
         for name in ("coop_clamp", "coop_lr_g", "coop_lr_d"):
             value = getattr(self, name)
             if value is not None and value <= 0:
-                yield f"--{name.replace('_', '-')} must be positive, not {value}"
+                yield f"{flag(name)} must be positive, not {value}"
 
     @classmethod
     def from_options(cls, options, *, resolution):

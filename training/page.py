@@ -7,7 +7,7 @@ from pathlib import Path
 TEMPLATE = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title>
 <style>
-body {{ font: 16px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 72rem; padding: 0 1rem }}
+body {{ font: 16px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 72rem }}
 img {{ max-width: 100%; image-rendering: pixelated; border: 1px solid #ccc }}
 .curves {{ image-rendering: auto }}
 td, th {{ text-align: left; padding: 0 1.5rem 0 0; font-size: .9rem }}
