@@ -100,10 +100,6 @@ class Reporter:
         mean = self._stats.mean(f"Loss/scores/{kind}")
         return "-" if math.isnan(mean) else f"{mean:+.2f}"
 
-    def mark_switch(self, nimg):
-        """Note in the logs that the adversarial stage starts after `nimg` images."""
-        self._events.add_text("stage", "adversarial", global_step=nimg)
-
     def tick_is_due(self, nimg):
         """The first tick ends after one batch, every other one after `KIMG_PER_TICK`."""
         return self.tick == 0 or nimg >= self._tick_nimg + KIMG_PER_TICK * 1000

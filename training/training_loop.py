@@ -70,10 +70,10 @@ class TrainingRun:
             self.images.save_reals()
             self.images.save_fakes(state.G_ema, "fakes_init.png")
             while not self.done:
-                self.select_stage()
+                self.enter(self.due_stage())
                 self.iterate()
                 self.reporter.progress(state.nimg, self.stage.name)
-                if self.done or self.reporter.tick_is_due(state.nimg):
+                if self.reporter.tick_is_due(state.nimg) or self.stage_is_over():
                     self.end_tick()
         save_curves(self.run_dir)
         save_page(self.run_dir)
@@ -83,18 +83,21 @@ class TrainingRun:
         """Whether all images of the run have been seen."""
         return self.state.nimg >= self.config.kimg * 1000
 
-    def select_stage(self):
+    def due_stage(self):
         """Cooperative until `coop_kimg` real images have been seen, then adversarial."""
         cooperative = self.state.nimg < self.config.coop_kimg * 1000
-        stage = self.coop if cooperative else self.adversarial
-        if stage is self.stage:
-            return
-        if self.stage is not None:
-            self.save_networks()  # what the adversarial stage starts from
-            self.reporter.mark_switch(self.state.nimg)
-        self.stage = stage
-        enter_stage(stage, self.config, self.state)
-        logger.info("%s stage from kimg %.1f", stage.name.capitalize(), self.state.nimg / 1e3)
+        return self.coop if cooperative else self.adversarial
+
+    def stage_is_over(self):
+        """Whether the next iteration belongs to another stage, or there is none."""
+        return self.done or self.due_stage() is not self.stage
+
+    def enter(self, stage):
+        """Go on in `stage`; networks and optimizers stay as they are, learning rates may change."""
+        if stage is not self.stage:
+            self.stage = stage
+            enter_stage(stage, self.config, self.state)
+            logger.info("%s stage from kimg %.1f", stage.name.capitalize(), self.state.nimg / 1e3)
 
     def iterate(self):
         """One batch of real images through every phase that is due."""
@@ -110,11 +113,15 @@ class TrainingRun:
         update_ema(state.G_ema, state.G, decay)
 
     def end_tick(self):
-        """Report, make sure that training is sane, and save what is due."""
+        """Report, make sure that training is sane, and save what is due.
+
+        A stage ends with a tick, so that statistics never mix stages, and with a snapshot: what
+        the next stage starts from, or the result.
+        """
         tick = self.reporter.tick
         collected = self.reporter.end_tick(self.state.nimg, self.stage.name)
         self.guard.check(self.state, self.stage.name, collected, self.save_networks)
-        if self.done or tick % self.config.snap == 0:
+        if self.stage_is_over() or tick % self.config.snap == 0:
             self.save_networks()
         self.reporter.maintained()
 

@@ -1,0 +1,31 @@
+"""The smallest data set, settings and networks that make a whole run, for the tests."""
+
+import torch
+
+from tests import make_data
+from training.config import TrainingConfig
+from training.networks import Discriminator, Generator
+
+
+def write_data(path, count=20, size=8, classes=3, channels=1):
+    """Write a labelled archive (a zip) of random images and return its path as a string."""
+    labels = [i % classes for i in range(count)]
+    images = make_data.pixels(count, size, channels)
+    return make_data.write_zip(path, make_data.archive_files(images, labels))
+
+
+def config(resolution=8, **options):
+    """Settings of a run on `write_data()`, with changes."""
+    small = dict(data="tiny.zip", cfg="digits", kimg=1, batch=8, workers=0, num_fp16_res=0)
+    return TrainingConfig.from_options(small | options, resolution=resolution)
+
+
+def networks(c_dim=0, resolution=8, seed=0):
+    """G and D of a few channels, for grey images."""
+    torch.manual_seed(seed)
+    G = Generator(
+        z_dim=4, c_dim=c_dim, w_dim=4, img_resolution=resolution, img_channels=1,
+        mapping_kwargs=dict(num_layers=1), synthesis_kwargs=dict(channel_base=32),
+    )  # fmt: skip
+    D = Discriminator(c_dim, resolution, 1, channel_base=32)
+    return G, D

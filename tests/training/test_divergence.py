@@ -1,0 +1,103 @@
+import math
+
+import pytest
+import torch
+
+from tests import tiny
+from training.dataset import ImageFolderDataset
+from training.divergence import DivergenceError, DivergenceGuard
+from training.state import create_state
+
+
+@pytest.fixture
+def state(tmp_path):
+    dataset = ImageFolderDataset(tiny.write_data(tmp_path / "tiny.zip", count=4))
+    return create_state(tiny.config(channel_base=32), dataset, torch.device("cpu"))
+
+
+def stats(**means):
+    return {name.replace("__", "/"): {"num": 1, "mean": m, "std": 0.0} for name, m in means.items()}
+
+
+SANE = stats(Loss__G__loss=1.0, Coop__displacement=0.5, Timing__total_sec=math.nan)
+
+
+def train(state, value, nimg):
+    """Stand-in for a tick of training."""
+    for net in state.nets().values():
+        for tensor in [*net.parameters(), *net.buffers()]:
+            tensor.data.fill_(value)
+    state.nimg = nimg
+
+
+def tensors(state):
+    return [t for net in state.nets().values() for t in [*net.parameters(), *net.buffers()]]
+
+
+def never():
+    raise AssertionError("nothing is to be saved")
+
+
+def test_sane_ticks_pass(state):
+    guard = DivergenceGuard(state)
+    train(state, 0.5, nimg=4000)
+    guard.check(state, "cooperative", SANE, never)
+    guard.check(state, "adversarial", stats(Loss__G__loss=1e6), never)
+    guard.check(state, "adversarial", {}, never)
+    assert state.nimg == 4000 and all((t == 0.5).all() for t in tensors(state))
+
+
+def test_the_last_good_networks_are_restored_and_saved(state):
+    guard = DivergenceGuard(state)
+    for value in (0.25, 0.5):
+        train(state, value, nimg=int(value * 16000))
+        guard.check(state, "cooperative", SANE, never)
+    train(state, math.nan, nimg=12000)
+    saved = []
+    with pytest.raises(DivergenceError, match="kimg 12.0 .*networks of kimg 8.0 were saved"):
+        guard.check(
+            state,
+            "cooperative",
+            stats(Loss__G__loss=math.nan),
+            lambda: saved.append((state.nimg, all((t == 0.5).all() for t in tensors(state)))),
+        )
+    assert saved == [(8000, True)]
+
+
+def test_divergence_before_the_first_tick_keeps_the_initial_networks(state):
+    initial = [t.clone() for t in tensors(state)]
+    guard = DivergenceGuard(state)
+    train(state, math.inf, nimg=32)
+    with pytest.raises(DivergenceError, match="networks of kimg 0.0"):
+        guard.check(state, "cooperative", stats(Loss__D__loss=math.inf), lambda: None)
+    assert all(torch.equal(*pair) for pair in zip(tensors(state), initial, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("bad", "symptom"),
+    [
+        (stats(Loss__D__loss=math.nan), "Loss/D/loss not finite"),
+        (stats(Loss__scores__real=-math.inf), "Loss/scores/real not finite"),
+        (stats(Coop__energy_gap=math.nan), "Coop/energy_gap not finite"),
+        (stats(Coop__displacement=math.nan), "Coop/displacement not finite"),
+        (stats(Coop__displacement=123.4), "moved images by 123 "),
+    ],
+)
+def test_symptoms(state, bad, symptom):
+    with pytest.raises(DivergenceError) as caught:
+        DivergenceGuard(state).check(state, "cooperative", SANE | bad, lambda: None)
+    assert symptom in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("stage", ["Loss", "Coop"])
+def test_overflowing_gradients_are_no_divergence(state, stage):
+    overflow = stats(**{f"{stage}__grad_norm__Dmain": math.inf})
+    DivergenceGuard(state).check(state, "adversarial", SANE | overflow, never)
+
+
+@pytest.mark.parametrize(
+    ("stage", "advice"), [("cooperative", "--coop-clamp=1"), ("adversarial", "--gamma")]
+)
+def test_advice_fits_the_stage(state, stage, advice):
+    with pytest.raises(DivergenceError, match=f"the {stage} stage diverged.*{advice}"):
+        DivergenceGuard(state).check(state, stage, stats(Loss__x=math.nan), lambda: None)
