@@ -8,18 +8,27 @@ TEMPLATE = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title>
 <style>
 body {{ font: 16px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 72rem }}
-img {{ max-width: 100%; image-rendering: pixelated; border: 1px solid #ccc }}
-.curves {{ image-rendering: auto }}
+.curves {{ width: 100% }}
+.pictures {{ display: grid; grid-template-columns: 1fr 1fr; gap: 1.5rem }}
+figure {{ margin: 0 }}
+figure a {{ display: block; overflow: hidden; aspect-ratio: 4 / 3 }}
+figure img {{ width: 250%; image-rendering: pixelated }}
 td, th {{ text-align: left; padding: 0 1.5rem 0 0; font-size: .9rem }}
 </style></head><body>
 <h1>{title}</h1>
 <p>{summary}</p>
 <h2>Learning curves</h2>
 <img class="curves" src="learning-curves.png" alt="learning curves">
+<h2>Pictures</h2>
+<p>A part of each; click to see all of it.</p>
+<div class="pictures">
 {pictures}
+</div>
 <details><summary>Settings</summary><table>{settings}</table></details>
 </body></html>
 """
+FIGURE = """<figure><figcaption>{title}</figcaption>
+<a href="{name}"><img src="{name}" alt="{title}"></a></figure>"""
 
 
 def save_page(run_dir):
@@ -37,8 +46,7 @@ def save_page(run_dir):
         title=_text(run_dir.name),
         summary=_text(_summary(settings)),
         pictures="\n".join(
-            f'<h2>{_text(title)}</h2>\n<img src="{name}" alt="{_text(title)}">'
-            for title, name in pictures
+            FIGURE.format(title=_text(title), name=name) for title, name in pictures
         ),
         settings="".join(rows),
     )

@@ -45,7 +45,10 @@ BAD_VALUES = [
     ("coop_noise_schedule", "cosine", "linear, constant"),
     *[(name, 0.0, "positive") for name in ("coop_clamp", "coop_lr_g", "coop_lr_d")],
     ("coop_clamp", math.nan, "finite"),
-    *[(name, math.nan, "finite") for name in ("gamma", "coop_noise", "coop_step_size", "coop_lr_g")],
+    *[
+        (name, math.nan, "finite")
+        for name in ("gamma", "coop_noise", "coop_step_size", "coop_lr_g")
+    ],
     ("gamma", math.inf, "finite"),
 ]
 

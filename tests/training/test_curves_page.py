@@ -130,3 +130,8 @@ def test_page_lists_all_settings(tmp_path):
     text = page(tmp_path)
     for name in json.loads(tiny.config().to_json()):
         assert f"<th>{name}</th>" in text
+
+
+def test_page_needs_nothing_from_elsewhere(tmp_path):
+    (tmp_path / "reals.png").touch()
+    assert "//" not in page(tmp_path)

@@ -1,11 +1,12 @@
+import multiprocessing
 
 import numpy as np
 import pytest
 import torch
 
 from tests import make_data, tiny
-from training.dataset import ImageFolderDataset, InfiniteSampler
 from training.data_loader import RealImages
+from training.dataset import DatasetError, ImageFolderDataset, InfiniteSampler
 
 CPU = torch.device("cpu")
 
@@ -109,3 +110,18 @@ def test_labels_of_a_subset_come_from_the_subset(tmp_path):
 def test_without_labels(tmp_path):
     data = ImageFolderDataset(tiny.write_data(tmp_path / "tiny.zip"))
     assert draw_labels(data, 4).shape == (4, 0)
+
+
+def test_workers_change_nothing_and_end_with_the_context(dataset):
+    torch.testing.assert_close(take(dataset, 4), take(dataset, 4, workers=2), rtol=0, atol=0)
+    assert not multiprocessing.active_children()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_damaged_images_are_named(tmp_path, workers):
+    files = make_data.archive_files(make_data.pixels(8, 8, 1))
+    name = "00000/img00000003.png"
+    files[name] = files[name][:45]  # the header is whole
+    data = ImageFolderDataset(make_data.write_folder(tmp_path, files))
+    with pytest.raises(DatasetError, match=f"'{name}' in .* cannot be decoded"):
+        take(data, 1, workers=workers)

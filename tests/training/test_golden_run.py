@@ -1,6 +1,6 @@
 """A recorded run: changes that claim not to alter results must leave its numbers where they are.
 
-    python tests/training/test_golden_run.py    records them anew, for a change that does alter them
+python tests/training/test_golden_run.py    records them anew, for a change that does alter them
 """
 
 import json
@@ -61,9 +61,7 @@ def train(folder):
                 run.iterate()
             run.end_tick()
     ticks = read_stats(run_dir)
-    return [
-        {name: tick[name]["mean"] for name in QUANTITIES if name in tick} for tick in ticks
-    ]
+    return [{name: tick[name]["mean"] for name in QUANTITIES if name in tick} for tick in ticks]
 
 
 def test_recorded_numbers_stay(tmp_path):

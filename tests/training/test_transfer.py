@@ -5,8 +5,10 @@ import pickle
 import pytest
 import torch
 
+import legacy
 from dnnlib.util import DownloadError
 from tests import tiny
+from tests.hostile_pickles import HOSTILE
 from training import transfer
 from training.dataset import ImageFolderDataset
 from training.snapshot import save_snapshot
@@ -111,3 +113,19 @@ def test_other_shapes_are_refused(state):
         load_weights(state, {"G": G, "D": D, "G_ema": G})
     assert "does not fit this run (G: mapping.fc0.weight has shape" in str(caught.value)
     assert "labels" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_truncated_snapshots(snapshot):
+    os.truncate(snapshot, os.path.getsize(snapshot) // 2)
+    with pytest.raises(TransferError, match="truncated"):
+        read_snapshot(snapshot)
+
+
+@pytest.mark.parametrize("name", ["os.system", "in a storage", "module_src"])
+def test_hostile_pickles_run_nothing(tmp_path, name):
+    make, named, _ = HOSTILE[name]
+    (tmp_path / "net.pkl").write_bytes(make(tmp_path / "sentinel"))
+    with pytest.raises(TransferError, match=named) as caught:
+        read_snapshot(str(tmp_path / "net.pkl"))
+    assert isinstance(caught.value.__cause__, legacy.UnsafePickleError)
+    assert not (tmp_path / "sentinel").exists()
