@@ -26,7 +26,12 @@ class FloatOr(click.ParamType):
 
     def convert(self, value, param, ctx):
         """Convert the text of the command line."""
-        return self._value if value == self._word else click.FLOAT.convert(value, param, ctx)
+        if value == self._word:
+            return self._value
+        try:
+            return float(value)
+        except ValueError:
+            self.fail(f"{value!r} is neither a number nor {self._word!r}.", param, ctx)
 
 
 def snapshot_or_none(ctx, param, value):
@@ -206,7 +211,7 @@ def make_run_dir(outdir, description):
 
 def last_line(error):
     """The message itself: data-loader workers put their traceback and its class before it."""
-    line = str(error).strip().splitlines()[-1]
+    *_, line = str(error).strip().splitlines() or [type(error).__name__]
     return line.removeprefix(f"{type(error).__module__}.{type(error).__qualname__}: ")
 
 

@@ -20,9 +20,8 @@ def documents():
     """Text of every generated document, by its path."""
     for name in COMMANDS:
         command = importlib.import_module(name).main
-        with click.Context(command, info_name=f"python {name}.py", max_content_width=100) as context:
-            context.terminal_width = 100
-            yield DOCS / "help" / f"{name}.txt", command.get_help(context) + "\n"
+        context = click.Context(command, info_name=f"python {name}.py", terminal_width=100)
+        yield DOCS / "help" / f"{name}.txt", command.get_help(context) + "\n"
 
 
 def main():

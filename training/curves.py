@@ -1,5 +1,6 @@
 """Learning curves of a run, from its stats.jsonl."""
 
+import itertools
 import json
 from pathlib import Path
 
@@ -19,15 +20,15 @@ def read_stats(run_dir):
     return [json.loads(line) for line in text.splitlines()]
 
 
-def stage_switch(settings, ticks):
+def stage_switch(ticks):
     """kimg at which the adversarial stage took over from a cooperative one; None if never.
 
-    Args:
-        settings: Of the run, by field name.
-        ticks: What `read_stats()` returned.
+    A stage ends with a tick, so this is exact.
     """
-    never = settings["coop_kimg"] == 0 or _mean(ticks[-1], "Progress/cooperative")
-    return None if never else settings["coop_kimg"]
+    for before, after in itertools.pairwise(ticks):
+        if _mean(before, "Progress/cooperative") and not _mean(after, "Progress/cooperative"):
+            return _mean(before, "Progress/kimg")
+    return None
 
 
 def save_curves(run_dir):
@@ -38,8 +39,7 @@ def save_curves(run_dir):
 
     ticks = read_stats(run_dir)
     kimg = [_mean(tick, "Progress/kimg") for tick in ticks]
-    settings = json.loads((Path(run_dir) / "training_options.json").read_text())
-    switch = stage_switch(settings, ticks)
+    switch = stage_switch(ticks)
     figure = Figure(figsize=(12, 6.5), layout="constrained")
     FigureCanvasAgg(figure)
     for axes, (title, names) in zip(figure.subplots(2, 3).flat, PANELS, strict=True):

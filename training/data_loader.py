@@ -4,7 +4,7 @@ import warnings
 
 import torch
 
-from training.dataset import InfiniteSampler
+from training.dataset import DatasetError, InfiniteSampler
 
 
 class RealImages:
@@ -12,7 +12,7 @@ class RealImages:
 
     Yields (images [N, C, H, W] float32 in [-1, 1], labels [N, c_dim] float32), N the batch of this
     process. `start` is the number of images that earlier batches have drawn, so that a stream can
-    be taken up where it was left.
+    be taken up where it was left. A damaged image raises DatasetError when its turn comes.
     """
 
     def __init__(self, dataset, config, device, start=0):
@@ -43,7 +43,11 @@ class RealImages:
         self._batches = None  # the loader's iterator ends its workers when it goes
 
     def __next__(self):
-        images, labels = next(self._batches)
+        try:
+            images, labels = next(self._batches)
+        except DatasetError as error:
+            # Its traceback would keep the iterator, and thereby the workers, beyond __exit__.
+            raise error.with_traceback(None) from None
         images = images.to(self._device, non_blocking=True).to(torch.float32) / 127.5 - 1
         return images, labels.to(self._device, non_blocking=True)
 

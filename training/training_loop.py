@@ -65,18 +65,20 @@ class TrainingRun:
         Raises:
             DivergenceError: Training has run away; the last good networks were written before.
         """
-        state = self.state
-        with self.reporter, self.data:
-            self.images.save_reals()
-            self.images.save_fakes(state.G_ema, "fakes_init.png")
-            while not self.done:
-                self.enter(self.due_stage())
-                self.iterate()
-                self.reporter.progress(state.nimg, self.stage.name)
-                if self.reporter.tick_is_due(state.nimg) or self.stage_is_over():
-                    self.end_tick()
-        save_curves(self.run_dir)
-        save_page(self.run_dir)
+        try:
+            with self.reporter, self.data:
+                self.images.save_reals()
+                self.images.save_fakes(self.state.G_ema, "fakes_init.png")
+                while not self.done:
+                    self.enter(self.due_stage())
+                    self.iterate()
+                    self.reporter.progress(self.state.nimg, self.stage.name)
+                    if self.reporter.tick_is_due(self.state.nimg) or self.stage_is_over():
+                        self.end_tick()
+        finally:  # a run that failed is worth looking at, too
+            if self.reporter.tick > 0:
+                save_curves(self.run_dir)
+                save_page(self.run_dir)
 
     @property
     def done(self):

@@ -30,16 +30,16 @@ TICKS = [
 
 
 @pytest.mark.parametrize(
-    ("coop_kimg", "ticks", "expected"),
+    ("ticks", "expected"),
     [
-        (6, TICKS, 6),
-        (6, TICKS[:2], None),
-        (0, [tick(0.0, False), tick(4.0, False)], None),
-        (9, [tick(0.0, True), tick(8.0, True)], None),
+        (TICKS, 4.0),
+        (TICKS[:2], None),
+        (TICKS[2:], None),
+        ([tick(0.0, False), tick(4.0, False)], None),
     ],
 )
-def test_stage_switch(coop_kimg, ticks, expected):
-    assert stage_switch({"coop_kimg": coop_kimg}, ticks) == expected
+def test_stage_switch(ticks, expected):
+    assert stage_switch(ticks) == expected
 
 
 def red_pixels(path):

@@ -123,5 +123,6 @@ def test_damaged_images_are_named(tmp_path, workers):
     name = "00000/img00000003.png"
     files[name] = files[name][:45]  # the header is whole
     data = ImageFolderDataset(make_data.write_folder(tmp_path, files))
-    with pytest.raises(DatasetError, match=f"'{name}' in .* cannot be decoded"):
+    with pytest.raises(DatasetError, match=f"'{name}' in .* cannot be decoded") as caught:
         take(data, 1, workers=workers)
+    assert caught.value.__traceback__ and not multiprocessing.active_children()

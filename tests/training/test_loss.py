@@ -156,13 +156,13 @@ def test_r1_of_a_linear_discriminator_is_its_squared_norm():
 
 
 def test_path_length_of_a_linear_generator():
-    """For img = sum over styles of A w, the projection is noise . A, the same for each style."""
+    """For img = sum over styles of J w, the projection is noise . J, the same for each style."""
     torch.manual_seed(0)
-    A = torch.randn(3 * 4 * 4, 6, dtype=torch.float64)
+    jacobian = torch.randn(3 * 4 * 4, 6, dtype=torch.float64)
     ws = torch.randn(2, 5, 6, dtype=torch.float64, requires_grad=True)
     noise = torch.randn(2, 3, 4, 4, dtype=torch.float64)
-    lengths = path_lengths((ws.sum(dim=1) @ A.t()).reshape(2, 3, 4, 4), ws, noise)
-    expected = (noise.flatten(1) @ A / 4).norm(dim=1)
+    lengths = path_lengths((ws.sum(dim=1) @ jacobian.t()).reshape(2, 3, 4, 4), ws, noise)
+    expected = (noise.flatten(1) @ jacobian / 4).norm(dim=1)
     torch.testing.assert_close(lengths, expected)
 
 

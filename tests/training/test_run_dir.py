@@ -61,7 +61,8 @@ def test_numbers_go_on_from_the_highest(tmp_path):
 
 
 def test_two_runs_that_start_together(tmp_path, monkeypatch):
-    monkeypatch.setattr("os.listdir", lambda folder, answers=iter([[], ["00000-x"]]): next(answers))
+    answers = iter([[], ["00000-x"]])
+    monkeypatch.setattr("os.listdir", lambda folder: next(answers))
     (tmp_path / "00000-x").mkdir()  # made by the other one after this one had looked
     assert create_run_dir(tmp_path, "x").name == "00001-x"
 

@@ -1,0 +1,189 @@
+"""Bad input, and runs that go wrong: one line each, nothing lost."""
+
+import re
+
+import click
+import numpy as np
+import pytest
+
+import train
+from tests import make_data, tiny
+from tests.hostile_pickles import HOSTILE
+from tests.train_cli import SMALL, refused, snapshot
+from training.snapshot import save_snapshot
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return tiny.write_data(tmp_path_factory.mktemp("data") / "tiny.zip", count=40)
+
+
+NUMERIC = [
+    parameter.opts[0]
+    for parameter in train.main.params
+    if isinstance(parameter.type, train.FloatOr) or parameter.type in (click.INT, click.FLOAT)
+]
+NUMERIC = [option for option in NUMERIC if option not in ("--p", "--target")]  # not available yet
+
+
+def test_the_list_of_numeric_options():
+    assert len(NUMERIC) >= 17 and {"--coop-noise", "--kimg", "--gamma"} <= set(NUMERIC)
+
+
+@pytest.mark.parametrize("option", NUMERIC)
+@pytest.mark.parametrize("value", ["-1", "many", "nan"])
+def test_numbers_that_are_none_or_negative(data, tmp_path, option, value):
+    message = refused(
+        f"--data={data}", f"--outdir={tmp_path / 'runs'}", f"{option}={value}", code=2
+    )
+    assert option in message and value in message
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--cfg=digits", "--batch=10"], "choose another --batch"),
+        (["--cfg=cifar", "--batch=48"], "minibatch-std group of 32: choose another --batch"),
+        (["--cfg=huge"], "'--cfg'"),
+        (["--coop-noise=loud"], "neither a number nor 'literal'"),
+        (["--coop-clamp=tight"], "neither a number nor 'none'"),
+        (["--coop-noise-schedule=cosine"], "'--coop-noise-schedule'"),
+        (["--device=tpu"], "--device must be cpu, cuda or cuda:N, not tpu"),
+        (["--device=cuda:99"], "--device=cuda:99 is not there; use --device=cpu"),
+        (["--kimg=0", "--coop-steps=0"], "--kimg must be at least 1, not 0; --coop-steps must"),
+        (["--colour=red"], "--colour"),
+        (["extra"], "extra"),
+    ],
+)
+def test_usage(data, options, message):
+    assert message in refused(f"--data={data}", *options, code=2)
+
+
+def test_data_is_required():
+    assert "--data" in refused(code=2)
+
+
+PNG = make_data.encode(make_data.pixels(1, 8, 1)[0])
+IMAGES = make_data.pixels(3, 8, 1)
+FILES = make_data.archive_files(IMAGES)
+LAST = "00000/img00000002.png"
+BAD_DATA = {
+    # What is in the folder; None: there is no folder
+    "missing": (None, [], "does not exist; give a folder or zip"),
+    "empty": ({}, [], "holds no images"),
+    "no images": ({"notes.txt": b"hello"}, [], "holds no images"),
+    "header corrupt": (FILES | {LAST: PNG[:20]}, [], f"'{LAST}'"),
+    "no image at all": (FILES | {LAST: b"hello"}, [], f"'{LAST}'"),
+    "body corrupt": (FILES | {LAST: PNG[:45]}, [], f"'{LAST}' in .* cannot be decoded"),
+    "not square": ({"a.png": make_data.encode(IMAGES[0][:, :4])}, [], "4x8"),
+    "no power of two": ({"a.png": make_data.encode(make_data.pixels(1, 12)[0])}, [], "12x12"),
+    "mixed sizes": (
+        FILES | {LAST: make_data.encode(make_data.pixels(1, 16, 1)[0])}, [], "mixes .*16x16",
+    ),
+    "mixed colours": (
+        FILES | {LAST: make_data.encode(make_data.pixels(1, 8)[0])}, [], "mixes .*RGB",
+    ),
+    "no labels": (FILES, ["--cond=1"], "no labels in dataset.json; train without --cond"),
+    "subset too large": (FILES, ["--subset=4"], "1 to 3 images, not 4"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD_DATA)
+@pytest.mark.parametrize("kind", ["folder", "zip"])
+def test_data_that_cannot_be_used(tmp_path, case, kind):
+    files, options, message = BAD_DATA[case]
+    path = tmp_path / ("data.zip" if kind == "zip" else "data")
+    if files is not None:
+        if kind == "folder":
+            path.mkdir()
+        (make_data.write_zip if kind == "zip" else make_data.write_folder)(path, files)
+    outdir = tmp_path / "runs"
+    line = refused(f"--data={path}", f"--outdir={outdir}", *SMALL, *options, code=1)
+    assert re.search(message, line), line
+    assert not outdir.exists() or not list(outdir.iterdir()), "no run folder is left"
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", b"PK\x03\x04 and no more"])
+def test_archives_that_cannot_be_read(tmp_path, content):
+    (tmp_path / "data.zip").write_bytes(content)
+    line = refused(f"--data={tmp_path / 'data.zip'}", code=1)
+    assert "data.zip" in line
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_image_that_turns_out_damaged_while_training_is_named(tmp_path, workers):
+    count = 32 * 32 + 1  # one more than reals.png shows
+    unseen = int(np.random.RandomState(0).permutation(count)[-1])
+    name = f"{unseen // 1000:05d}/img{unseen:08d}.png"
+    files = make_data.archive_files(make_data.pixels(count, 8, 1))
+    path = make_data.write_zip(tmp_path / "data.zip", files | {name: files[name][:45]})
+    options = (*SMALL, "--kimg=2", "--batch=256", "--gamma=0", f"--workers={workers}")
+    line = refused(f"--data={path}", f"--outdir={tmp_path / 'runs'}", *options, code=1)
+    assert line.startswith(f"Error: '{name}' in '{path}' cannot be decoded (")
+    assert line.endswith("repair or remove it.")
+    [run_dir] = (tmp_path / "runs").iterdir()
+    assert "DatasetError" in (run_dir / "log.txt").read_text()
+
+
+@pytest.mark.parametrize("below", ["", "runs"])
+def test_outdir_that_cannot_be_written(data, tmp_path, below):
+    (tmp_path / "file").write_text("keep me")
+    outdir = tmp_path / "file" / below
+    line = refused(f"--data={data}", f"--outdir={outdir}", *SMALL, code=1)
+    assert line.startswith(f"Error: Cannot make a run folder in --outdir={outdir}: ")
+    assert line.endswith("Choose another one.")
+    assert (tmp_path / "file").read_text() == "keep me"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "No such file or directory"),
+        (b"some text, no pickle at all", "not a network snapshot"),
+        ("hostile", "system"),
+        ("other shape", "does not fit this run"),
+    ],
+)
+def test_snapshots_that_no_run_can_start_from(data, tmp_path, content, message):
+    path, outdir = tmp_path / "net.pkl", tmp_path / "runs"
+    if content == "hostile":
+        path.write_bytes(HOSTILE["os.system"][0](tmp_path / "sentinel"))
+    elif content == "other shape":
+        G, D = tiny.networks()
+        save_snapshot(path, G=G, D=D, G_ema=G, augment_pipe=None, training_set_kwargs={})
+    elif content is not None:
+        path.write_bytes(content)
+    line = refused(f"--data={data}", f"--outdir={outdir}", *SMALL, f"--resume={path}", code=1)
+    assert "--resume" in line and message in line
+    assert not outdir.exists() or not list(outdir.iterdir())
+    assert not (tmp_path / "sentinel").exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (OSError(), "OSError"),
+        (OSError(28, "No space left on device"), "[Errno 28] No space left on device"),
+        (ValueError("Caught in worker 0.\nTraceback:\nbuiltins.ValueError: it is damaged"),
+         "it is damaged"),
+    ],
+)  # fmt: skip
+def test_errors_end_in_one_line(error, line):
+    assert train.last_line(error) == line
+
+
+def test_a_run_that_diverges_stops_with_its_last_good_networks(data, tmp_path):
+    line = refused(
+        f"--data={data}", f"--outdir={tmp_path}", *SMALL, "--batch=128", "--coop-kimg=1",
+        "--coop-steps=3", "--coop-noise=literal", "--coop-clamp=none", "--coop-step-size=1000",
+        code=1,
+    )  # fmt: skip
+    assert line.startswith("Error: the cooperative stage diverged before kimg ")
+    assert "Langevin chains moved images" in line and "--coop-clamp=1" in line
+    [run_dir] = tmp_path.iterdir()
+    assert (run_dir / "log.txt").read_text().splitlines()[-1] == f"DivergenceError: {line[7:]}"
+    [path] = run_dir.glob("network-snapshot-*.pkl")
+    networks = snapshot(path)
+    for name in ("G", "D", "G_ema"):
+        assert all(tensor.isfinite().all() for tensor in networks[name].state_dict().values())
