@@ -2,7 +2,6 @@
 
 import dataclasses
 import logging
-import math
 import re
 import sys
 
@@ -16,22 +15,19 @@ DEFAULTS = {f.name: f.default for f in dataclasses.fields(TrainingConfig)}
 DOCS = setting_docs()
 
 
-class FloatOr(click.ParamType):
-    """A number, or one word that stands for `value`."""
+class FloatOrLiteral(click.ParamType):
+    """A number, or the word "literal"."""
 
-    def __init__(self, word, value):
-        self.name = f"float|{word}"
-        self._word = word
-        self._value = value
+    name = "float|literal"
 
     def convert(self, value, param, ctx):
         """Convert the text of the command line."""
-        if value == self._word:
-            return self._value
+        if value == "literal":
+            return value
         try:
             return float(value)
         except ValueError:
-            self.fail(f"{value!r} is neither a number nor {self._word!r}.", param, ctx)
+            self.fail(f"{value!r} is neither a number nor 'literal'.", param, ctx)
 
 
 def snapshot_or_none(ctx, param, value):
@@ -87,9 +83,10 @@ def option(*names, type=str, **kwargs):
 @option("--coop-kimg", type=int)
 @option("--coop-steps", type=int)
 @option("--coop-step-size", type=float)
-@option("--coop-noise", type=FloatOr("literal", "literal"))
+@option("--coop-noise", type=FloatOrLiteral())
 @option("--coop-noise-schedule", type=click.Choice(NOISE_SCHEDULES))
-@option("--coop-clamp", type=FloatOr("none", math.inf))
+@option("--coop-step-clip", type=float)
+@option("--coop-clamp", type=float)
 @option("--coop-energy-l2", type=float)
 @option("--coop-lr-g", type=float)
 @option("--coop-lr-d", type=float)

@@ -14,28 +14,41 @@ SCHEDULES = ("linear", "constant")
 
 
 def noise_levels(steps, step_size, noise, schedule):
-    """Standard deviation of the noise of each step, a list of `steps` floats.
+    """Standard deviation of the noise of each step of the chain, a list of `steps` floats.
 
     Args:
         steps: Length T of the chain.
         step_size: eta; used only by literal noise.
-        noise: Standard deviation of the first step, in image units; "literal" is sqrt(2 eta).
+        noise: Standard deviation of the first step, in image units; "literal" is sqrt(2 eta) at
+            every step, whatever the schedule.
         schedule: "constant", or "linear": step t = 0 ... T-1 has the share 1 - t / T, so that the
             noise falls to zero at the end of the chain.
     """
     if schedule not in SCHEDULES:
         raise ValueError(f"noise schedule is one of {', '.join(SCHEDULES)}, not {schedule!r}")
-    first = math.sqrt(2 * step_size) if noise == "literal" else float(noise)
+    if noise == "literal":
+        return [math.sqrt(2 * step_size)] * steps
     if schedule == "constant":
-        return [first] * steps
-    return [first * (1 - t / steps) for t in range(steps)]
+        return [float(noise)] * steps
+    return [noise * (1 - t / steps) for t in range(steps)]
 
 
-def langevin(negative_energy, x, *, step_size, noise_stds, clamp=None, generator=None):
+def _clip_rms(move, limit):
+    """Shorten each sample's move to a root mean square of at most `limit` over its elements."""
+    rms = move.flatten(1).square().mean(dim=1).sqrt()
+    share = (limit / rms.clamp(min=1e-12)).clamp(max=1)
+    return move * share.reshape(-1, *[1] * (move.ndim - 1))
+
+
+def langevin(
+    negative_energy, x, *, step_size, noise_stds, step_clip=None, clamp=None, generator=None
+):
     """Revise samples by x <- x + eta * grad D(x) + s_t * N(0, 1), once for each entry of s.
 
-    The gradient is that of the sum of D over the batch, so each sample moves by its own gradient,
-    whatever the batch size. No gradient reaches the weights of D or the producer of `x`.
+    The gradient is that of the sum of D over the batch, so that each sample moves by its own
+    gradient, where D scores each on its own (a minibatch-std layer couples the samples of a group).
+    No gradient reaches the weights of D or the producer of `x`. Gradients that are not finite, as
+    half precision makes them now and then, move nothing.
 
     Args:
         negative_energy: D, a function from samples [N, ...] to one value a sample [N] or [N, 1];
@@ -43,6 +56,7 @@ def langevin(negative_energy, x, *, step_size, noise_stds, clamp=None, generator
         x: Start of the chains [N, ...]; not modified.
         step_size: eta.
         noise_stds: Standard deviation s_t of each step (`noise_levels()`); its length is T.
+        step_clip: Shorten each sample's gradient move to this root mean square; None: no bound.
         clamp: Keep samples in [-clamp, clamp] after every step; None: no bound.
         generator: torch.Generator of the noise; None: torch's default one.
 
@@ -54,7 +68,10 @@ def langevin(negative_energy, x, *, step_size, noise_stds, clamp=None, generator
         x.requires_grad_(True)
         with torch.enable_grad():
             (gradient,) = torch.autograd.grad(negative_energy(x).sum(), x)
-        x = x.detach() + step_size * gradient
+        move = step_size * torch.nan_to_num(gradient, nan=0, posinf=0, neginf=0)
+        if step_clip is not None:
+            move = _clip_rms(move, step_clip)
+        x = x.detach() + move
         if std > 0:
             noise = torch.randn(x.shape, dtype=x.dtype, device=x.device, generator=generator)
             x = x + std * noise

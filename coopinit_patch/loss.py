@@ -37,17 +37,18 @@ class CoopInitLoss:
 
     At phase Gmain the generator makes images once, a Langevin chain on D revises them, the
     gradient of `mcmc_teaching_loss` is added to G and the revised images are kept. At phase Dmain
-    they are taken up and the gradient of `energy_loss` is added to D. Every Gmain must therefore
-    be followed by its Dmain, once a micro-batch, in the same order. Regularisation phases do
-    nothing; no augmentation, style mixing, R1 or path length belongs to this stage.
+    they are taken up and the gradient of `energy_loss` is added to D. The Gmain calls of an
+    iteration must therefore be followed by as many Dmain calls. Regularisation phases do nothing;
+    no augmentation, style mixing, R1 or path length belongs to this stage.
 
     Args:
         G: Function (z [N, z_dim], c [N, c_dim]) -> images [N, C, H, W].
         D: Function (images [N, C, H, W], c [N, c_dim]) -> scores [N, 1].
         steps: Length T of the chain.
         step_size: eta.
-        noise: Standard deviation of the first step, or "literal" for sqrt(2 eta).
+        noise: Standard deviation of the first step, or "literal" for sqrt(2 eta) at every step.
         noise_schedule: "linear" (falls to zero) or "constant".
+        step_clip: Shorten each sample's gradient moves to this root mean square, or None.
         clamp: Keep the chain in [-clamp, clamp] after every step, or None.
         energy_l2: Weight of the squared scores in D's loss.
         report: Function (name, tensor of values) called with what a run should log.
@@ -63,7 +64,8 @@ class CoopInitLoss:
         step_size=1.0,
         noise=0.01,
         noise_schedule="linear",
-        clamp=1.0,
+        step_clip=None,
+        clamp=None,
         energy_l2=0.0,
         report=no_report,
         generator=None,
@@ -72,7 +74,7 @@ class CoopInitLoss:
         self.D = D
         self.step_size = step_size
         self.noise_stds = noise_levels(steps, step_size, noise, noise_schedule)
-        self.clamp = clamp
+        self.bounds = dict(step_clip=step_clip, clamp=clamp)
         self.energy_l2 = energy_l2
         self.report = report
         self.generator = generator
@@ -101,8 +103,8 @@ class CoopInitLoss:
             generated,
             step_size=self.step_size,
             noise_stds=self.noise_stds,
-            clamp=self.clamp,
             generator=self.generator,
+            **self.bounds,
         )
         loss = mcmc_teaching_loss(generated, revised)
         loss.mean().mul(gain).backward()

@@ -70,6 +70,16 @@ def test_the_stages_switch_at_the_first_iteration_at_or_after_coop_kimg(first):
     assert log[1].startswith("tick 0     kimg 0.1      time ")
 
 
+def test_the_switch_may_fall_on_coop_kimg_itself(data, tmp_path):
+    run_dir, _ = trained(
+        f"--data={data}", f"--outdir={tmp_path}", "--kimg=2", "--coop-kimg=1", "--coop-steps=1",
+        "--batch=100", "--gamma=0",
+    )  # fmt: skip
+    stages = [tick["Progress/cooperative"]["mean"] for tick in ticks(run_dir)]
+    assert [tick["Progress/kimg"]["mean"] for tick in ticks(run_dir)] == [0.1, 1.0, 2.0]
+    assert stages == [1, 1, 0]
+
+
 OFFICIAL_STATS = {
     "Loss/scores/real", "Loss/scores/fake", "Loss/signs/real", "Loss/signs/fake", "Loss/G/loss",
     "Loss/D/loss", "Progress/tick", "Progress/kimg", "Progress/augment", "Timing/total_sec",
@@ -199,14 +209,14 @@ def test_options_of_the_cooperative_stage(data):
     result = invoke(
         f"--data={data}", "--dry-run", "--cfg=digits", "--coop-kimg=3", "--coop-steps=4",
         "--coop-step-size=0.5", "--coop-noise=literal", "--coop-noise-schedule=constant",
-        "--coop-clamp=none", "--coop-energy-l2=0.1", "--coop-lr-g=0.001", "--coop-lr-d=0.002",
+        "--coop-step-clip=3", "--coop-clamp=2", "--coop-energy-l2=0.1", "--coop-lr-g=0.001", "--coop-lr-d=0.002",
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     printed = result.output.partition("Settings: ")[2].partition("Run: ")[0]
     settings = json.loads(printed)
     assert {name: value for name, value in settings.items() if name.startswith("coop_")} == dict(
         coop_kimg=3, coop_steps=4, coop_step_size=0.5, coop_noise="literal",
-        coop_noise_schedule="constant", coop_clamp="none", coop_energy_l2=0.1, coop_lr_g=0.001,
+        coop_noise_schedule="constant", coop_step_clip=3.0, coop_clamp=2.0, coop_energy_l2=0.1, coop_lr_g=0.001,
         coop_lr_d=0.002,
     )  # fmt: skip
 

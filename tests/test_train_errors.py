@@ -21,7 +21,8 @@ def data(tmp_path_factory):
 NUMERIC = [
     parameter.opts[0]
     for parameter in train.main.params
-    if isinstance(parameter.type, train.FloatOr) or parameter.type in (click.INT, click.FLOAT)
+    if isinstance(parameter.type, train.FloatOrLiteral)
+    or parameter.type in (click.INT, click.FLOAT)
 ]
 NUMERIC = [option for option in NUMERIC if option not in ("--p", "--target")]  # not available yet
 
@@ -47,7 +48,7 @@ def test_numbers_that_are_none_or_negative(data, tmp_path, option, value):
         (["--cfg=cifar", "--batch=48"], "minibatch-std group of 32: choose another --batch"),
         (["--cfg=huge"], "'--cfg'"),
         (["--coop-noise=loud"], "neither a number nor 'literal'"),
-        (["--coop-clamp=tight"], "neither a number nor 'none'"),
+        (["--coop-clamp=tight"], "'tight' is not a valid float"),
         (["--coop-noise-schedule=cosine"], "'--coop-noise-schedule'"),
         (["--device=tpu"], "--device must be cpu, cuda or cuda:N, not tpu"),
         (["--device=cuda:99"], "--device=cuda:99 is not there; use --device=cpu"),
@@ -176,7 +177,7 @@ def test_errors_end_in_one_line(error, line):
 def test_a_run_that_diverges_stops_with_its_last_good_networks(data, tmp_path):
     line = refused(
         f"--data={data}", f"--outdir={tmp_path}", *SMALL, "--batch=128", "--coop-kimg=1",
-        "--coop-steps=3", "--coop-noise=literal", "--coop-clamp=none", "--coop-step-size=1000",
+        "--coop-steps=3", "--coop-noise=literal", "--coop-step-size=1000",
         code=1,
     )  # fmt: skip
     assert line.startswith("Error: the cooperative stage diverged before kimg ")

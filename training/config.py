@@ -68,7 +68,7 @@ class TrainingConfig:
     resume: str | None = setting("snapshot to start from, path or URL", None)
 
     # Optimisation
-    lr: float = setting("learning rate of Adam, G and D")
+    lr: float = setting("learning rate of Adam, G and D, before the lazy correction")
     gamma: float = setting("weight of R1")
     style_mixing: float = setting("probability of style mixing")
     pl_weight: float = setting("weight of path length regularisation")
@@ -81,12 +81,15 @@ class TrainingConfig:
     coop_kimg: int = setting("length of the cooperative stage; 0: none", 0)
     coop_steps: int = setting("Langevin steps T", 10)
     coop_step_size: float = setting("Langevin step size eta", 1.0)
-    coop_noise: float | str = setting("noise std of the first step, or literal: sqrt(2 eta)", 0.01)
+    coop_noise: float | str = setting(
+        "noise std of the first step, or literal: sqrt(2 eta) at every step", 0.01
+    )
     coop_noise_schedule: str = setting("linear (falls to 0) or constant", "linear")
-    coop_clamp: float = setting("keep the chain within +- this after every step; none: inf", 1.0)
+    coop_step_clip: float | None = setting("bound on the rms of a gradient step; None: off", None)
+    coop_clamp: float | None = setting("keep chains within +- this; None: off", None)
     coop_energy_l2: float = setting("weight of the squared scores in D's loss", 0.0)
-    coop_lr_g: float | None = setting("G's learning rate in this stage; None: lr", None)
-    coop_lr_d: float | None = setting("D's learning rate in this stage; None: lr", None)
+    coop_lr_g: float | None = setting("learning rate of G in this stage; None: as later", None)
+    coop_lr_d: float | None = setting("learning rate of D in this stage; None: as later", None)
 
     # Machine
     device: str = setting("cpu, cuda or cuda:N", "cpu")
@@ -101,8 +104,7 @@ class TrainingConfig:
 
     def _range_problems(self):
         for name, value in dataclasses.asdict(self).items():
-            unbounded = name == "coop_clamp" and value == math.inf
-            if isinstance(value, float) and not (math.isfinite(value) or unbounded):
+            if isinstance(value, float) and not math.isfinite(value):
                 yield f"{flag(name)} must be a finite number, not {value}"
         at_least = dict(
             workers=0, kimg=1, batch=1, gpus=1, snap=1, mapping_layers=1, freezed=0, num_fp16_res=0,
@@ -143,7 +145,7 @@ class TrainingConfig:
             yield f"--coop-noise must not be negative, it is {self.coop_noise}"
         if self.coop_noise_schedule not in NOISE_SCHEDULES:
             yield f"--coop-noise-schedule must be one of {', '.join(NOISE_SCHEDULES)}"
-        for name in ("coop_clamp", "coop_lr_g", "coop_lr_d"):
+        for name in ("coop_step_clip", "coop_clamp", "coop_lr_g", "coop_lr_d"):
             value = getattr(self, name)
             if value is not None and value <= 0:
                 yield f"{flag(name)} must be positive, not {value}"
@@ -168,29 +170,18 @@ class TrainingConfig:
         return cls(**(values | given | {"resolution": resolution}))
 
     def to_json(self):
-        """The settings as an indented JSON object; no bound, which JSON lacks, is "none"."""
-        values = dataclasses.asdict(self)
-        if self.coop_clamp == math.inf:
-            values["coop_clamp"] = "none"
-        return json.dumps(values, indent=2, allow_nan=False)
+        """The settings as an indented JSON object."""
+        return json.dumps(dataclasses.asdict(self), indent=2)
 
     @classmethod
     def from_json(cls, text):
         """The inverse of `to_json`."""
-        values = json.loads(text)
-        if values["coop_clamp"] == "none":
-            values["coop_clamp"] = math.inf
-        return cls(**values)
+        return cls(**json.loads(text))
 
     @property
     def conv_clamp(self):
         """Bound of activations: 256 when float16 is on (StyleGAN2-ADA), else none."""
         return 256 if self.num_fp16_res > 0 else None
-
-    @property
-    def rounds(self):
-        """Forward passes an iteration and process: gradients are accumulated over them."""
-        return self.batch // (self.batch_gpu * self.gpus)
 
     def training_set_kwargs(self):
         """Arguments of the data set as network snapshots carry them (interface of the field)."""

@@ -6,6 +6,8 @@ import math
 # Images live in [-1, 1], so a chain cannot move a sane one by more than 2 (rms). Unbounded chains
 # that run away pass any limit within a few iterations: 1e5 was seen four kimg after 0.2.
 DISPLACEMENT_LIMIT = 4.0
+# Mean scores of sane runs stayed below 10; with a clamped chain, scores are what runs away.
+SCORE_LIMIT = 1e4
 
 COOPERATIVE_ADVICE = (
     "try a smaller --coop-step-size, --coop-noise=0, --coop-clamp=1, --coop-energy-l2=0.1 or a "
@@ -38,7 +40,8 @@ class DivergenceGuard:
             save_networks: Called without arguments to write the restored networks.
 
         Raises:
-            DivergenceError: A loss is not finite, or the Langevin chains leave the image range.
+            DivergenceError: A loss is not finite, scores are beyond all bounds, or the Langevin
+                chains leave the image range.
         """
         symptoms = list(_symptoms(stats))
         if not symptoms:
@@ -83,3 +86,7 @@ def _symptoms(stats):
     displacement = stats.get("Coop/displacement", {"mean": 0.0})["mean"]
     if displacement > DISPLACEMENT_LIMIT:
         yield f"Langevin chains moved images by {displacement:.3g} (rms; images span 2)"
+    for kind in ("real", "fake"):
+        score = stats.get(f"Loss/scores/{kind}", {"mean": 0.0})["mean"]
+        if abs(score) > SCORE_LIMIT:
+            yield f"the mean score of {kind} images is {score:.3g}"

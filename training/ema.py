@@ -22,5 +22,4 @@ def ema_decay(batch, nimg, ema_kimg, rampup):
 def update_ema(average, model, decay):
     """Move the parameters of `average` towards those of `model`; copy its buffers."""
     torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
-    for kept, current in zip(average.buffers(), model.buffers(), strict=True):
-        kept.copy_(current)
+    torch._foreach_copy_(list(average.buffers()), list(model.buffers()))

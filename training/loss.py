@@ -8,10 +8,10 @@ from training.objectives import ADVERSARIAL_LOSSES, path_lengths, r1_penalty
 
 
 class Loss(ABC):
-    """What a stage trains with. Shapes as in StyleGAN2-ADA; called by keyword.
+    """What a stage trains with: the protocol of StyleGAN2-ADA, called by keyword.
 
-    A loss written for the official repos runs here if it takes these keywords, and
-    `coopinit_patch.CoopInitLoss`, which depends on torch alone, is one without deriving from this.
+    `coopinit_patch.CoopInitLoss`, which depends on torch alone, follows it without deriving from
+    this class.
     """
 
     @abstractmethod

@@ -156,7 +156,7 @@ class Reporter:
         self._jsonl.flush()
         for name, entry in collected.items():
             if math.isfinite(entry["mean"]):  # TensorBoard would print a warning for each
-                self._events.add_scalar(name, entry["mean"], global_step=nimg)
+                self._events.add_scalar(name, entry["mean"], global_step=nimg // 1000)
         self._events.flush()
 
 

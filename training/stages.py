@@ -74,6 +74,7 @@ def build_stages(config, state, report):
             step_size=config.coop_step_size,
             noise=config.coop_noise,
             noise_schedule=config.coop_noise_schedule,
+            step_clip=config.coop_step_clip,
             clamp=config.coop_clamp,
             energy_l2=config.coop_energy_l2,
             report=report,

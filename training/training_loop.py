@@ -31,7 +31,10 @@ def prepare_device(config):
     torch.backends.cudnn.benchmark = config.cudnn_benchmark
     torch.backends.cuda.matmul.allow_tf32 = config.allow_tf32
     torch.backends.cudnn.allow_tf32 = config.allow_tf32
-    return torch.device(config.device)
+    device = torch.device(config.device)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # what events, pinned memory and synchronize() refer to
+    return device
 
 
 class TrainingRun:
@@ -69,6 +72,7 @@ class TrainingRun:
             with self.reporter, self.data:
                 self.images.save_reals()
                 self.images.save_fakes(self.state.G_ema, "fakes_init.png")
+                self.reporter.maintained()
                 while not self.done:
                     self.enter(self.due_stage())
                     self.iterate()

@@ -69,6 +69,24 @@ def test_clamp_holds_after_every_step():
     assert seen == [0.0, 0.5, 0.5]
 
 
+def test_step_clip_bounds_the_rms_of_each_sample():
+    x = torch.tensor([[0.0, 0.0], [3.0, 4.0]])
+    steep = langevin(gaussian(0, 0.1), x, step_size=1.0, noise_stds=[0.0], step_clip=1.0)
+    # The second sample would move by ten times (3, 4), of rms 35; the first does not move.
+    expected = x[1] - x[1] / (x[1].square().mean().sqrt())
+    torch.testing.assert_close(steep, torch.stack([x[0], expected]))
+    gentle = langevin(gaussian(0, 100.0), x, step_size=1.0, noise_stds=[0.0], step_clip=1.0)
+    torch.testing.assert_close(gentle, x * 0.99)
+
+
+def test_a_gradient_that_is_not_finite_moves_nothing():
+    def slope(x):  # 1 for the second sample, not finite for the first
+        return (x * torch.tensor([[float("inf")], [1.0]])).flatten(1).sum(dim=1)
+
+    x = langevin(slope, torch.tensor([[0.5], [0.5]]), step_size=1.0, noise_stds=[0.0])
+    assert x.tolist() == [[0.5], [1.5]]
+
+
 def test_start_is_kept_and_no_weight_gets_a_gradient():
     D = torch.nn.Linear(3, 1)
     start = torch.randn(2, 3, generator=generator(), requires_grad=True)
@@ -88,6 +106,7 @@ def test_works_where_gradients_are_disabled():
 def test_noise_schedules():
     assert noise_levels(4, 1.0, 0.2, "constant") == [0.2] * 4
     assert noise_levels(4, 1.0, 0.2, "linear") == pytest.approx([0.2, 0.15, 0.1, 0.05])
-    assert noise_levels(2, 2.0, "literal", "constant") == [2.0, 2.0]
+    for schedule in ("constant", "linear"):
+        assert noise_levels(2, 2.0, "literal", schedule) == [2.0, 2.0]
     with pytest.raises(ValueError, match="linear, constant"):
         noise_levels(2, 1.0, 0.1, "cosine")

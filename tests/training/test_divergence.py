@@ -101,3 +101,12 @@ def test_overflowing_gradients_are_no_divergence(state, stage):
 def test_advice_fits_the_stage(state, stage, advice):
     with pytest.raises(DivergenceError, match=f"the {stage} stage diverged.*{advice}"):
         DivergenceGuard(state).check(state, stage, stats(Loss__x=math.nan), lambda: None)
+
+
+@pytest.mark.parametrize("kind", ["real", "fake"])
+def test_scores_beyond_all_bounds_are_a_symptom(state, kind):
+    """A clamped chain cannot leave the image range; what runs away is the energy."""
+    guard = DivergenceGuard(state)
+    means = {f"Loss__scores__{kind}": -1e5, "Coop__displacement": 0.4}
+    with pytest.raises(DivergenceError, match=f"mean score of {kind} images is -1e\\+05"):
+        guard.check(state, "cooperative", stats(**means), lambda: None)

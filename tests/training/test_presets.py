@@ -57,7 +57,7 @@ def test_a_given_batch_is_split_over_the_processes():
 @pytest.mark.parametrize("cfg", CFG_NAMES)
 def test_every_preset_makes_a_valid_config(cfg):
     config = TrainingConfig.from_options(dict(data="d.zip", cfg=cfg), resolution=64)
-    assert config.rounds * config.batch_gpu == config.batch
+    assert config.batch % config.batch_gpu == 0
 
 
 def test_presets_are_not_shared():

@@ -74,6 +74,27 @@ def test_stages_share_networks_and_set_their_learning_rates(state):
         assert state.D_opt.param_groups[0]["lr"] == pytest.approx(lr_d * lazy_ratio(16))
 
 
+def test_every_setting_of_the_cooperative_stage_reaches_its_loss(state):
+    coop, _ = build_stages(
+        config(
+            coop_kimg=1, coop_steps=3, coop_step_size=0.5, coop_noise=0.2, coop_step_clip=0.3,
+            coop_noise_schedule="constant", coop_clamp=0.7, coop_energy_l2=0.4,
+        ),
+        state,
+        ignore,
+    )  # fmt: skip
+    loss = coop.loss
+    assert loss.noise_stds == [0.2, 0.2, 0.2]
+    assert (loss.step_size, loss.energy_l2) == (0.5, 0.4)
+    assert loss.bounds == {"step_clip": 0.3, "clamp": 0.7}
+    assert (loss.G, loss.D, loss.report) == (state.G, state.D, ignore)
+
+
+def test_the_average_generator_is_in_eval_mode(state):
+    assert not any(module.training for module in state.G_ema.modules())
+    assert all(module.training for net in (state.G, state.D) for module in net.modules())
+
+
 class SumOfParameters:
     """Loss whose gradient is `gain` times `slope` for every parameter but the last."""
 

@@ -1,0 +1,65 @@
+import copy
+
+import pytest
+import torch
+
+from tests import tiny
+from training.dataset import ImageFolderDataset
+from training.ema import ema_decay, update_ema
+from training.state import lazy_ratio
+from training.training_loop import TrainingRun
+
+
+def make_run(folder, **options):
+    data = tiny.write_data(folder / "tiny.zip", count=16)
+    config = tiny.config(data=data, workers=0, gamma=0.0, coop_kimg=1, kimg=2, **options)
+    (folder / "training_options.json").write_text(config.to_json())
+    return TrainingRun(config, ImageFolderDataset(data), folder)
+
+
+def rates(run):
+    optimizers = (run.state.G_opt, run.state.D_opt)
+    return [optimizer.param_groups[0]["lr"] for optimizer in optimizers]
+
+
+def test_the_stage_follows_the_images_seen_and_sets_the_learning_rates(tmp_path):
+    run = make_run(tmp_path, coop_lr_g=0.01, coop_lr_d=0.02, lr=0.003)
+    for nimg, stage, lr_g, lr_d in (
+        (0, run.coop, 0.01, 0.02),
+        (999, run.coop, 0.01, 0.02),
+        (1000, run.adversarial, 0.003, 0.003),
+    ):
+        run.state.nimg = nimg
+        run.enter(run.due_stage())
+        assert run.stage is stage and not run.stage_is_over()
+        assert rates(run) == pytest.approx([lr_g * lazy_ratio(4), lr_d * lazy_ratio(16)])
+    run.state.nimg = 2000
+    assert run.done and run.stage_is_over()
+
+
+def test_networks_and_moments_go_on_through_the_switch(tmp_path):
+    run = make_run(tmp_path)
+    with run.reporter, run.data:
+        run.enter(run.coop)
+        run.iterate()
+        weights = copy.deepcopy(run.state.D.state_dict())
+        moments = [copy.deepcopy(s) for s in run.state.D_opt.state.values()]
+        run.enter(run.adversarial)
+        assert all(torch.equal(w, run.state.D.state_dict()[name]) for name, w in weights.items())
+        for before, after in zip(moments, run.state.D_opt.state.values(), strict=True):
+            assert torch.equal(before["exp_avg_sq"], after["exp_avg_sq"])
+        run.iterate()
+        assert all(s["step"] == 2 for s in run.state.D_opt.state.values())
+
+
+@pytest.mark.parametrize("rampup", [0.05, 1.0])
+def test_an_iteration_moves_the_average_by_its_decay(tmp_path, rampup):
+    run = make_run(tmp_path, ema_kimg=0.02, ema_rampup=rampup)
+    expected = copy.deepcopy(run.state.G_ema)
+    with run.reporter, run.data:
+        run.enter(run.coop)
+        run.iterate()
+    batch = run.config.batch
+    update_ema(expected, run.state.G, ema_decay(batch, batch, 0.02, rampup))
+    for a, b in zip(expected.parameters(), run.state.G_ema.parameters(), strict=True):
+        assert torch.equal(a, b)
