@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 
 import torch
 
-from training.objectives import ADVERSARIAL_LOSSES, path_lengths, r1_penalty
+from training.objectives import ADVERSARIAL_LOSSES, gradient_penalty, path_lengths, r1_penalty
 
 
 class Loss(ABC):
@@ -35,6 +35,8 @@ class StyleGAN2Loss(Loss):
         G, D: The networks.
         augment: Function on image batches applied before D sees them, or None.
         adversarial: Key of `ADVERSARIAL_LOSSES`.
+        gp_weight: Weight lambda of the gradient penalty, for a loss that has one.
+        observe_real: Function called with D's scores of real images (adaptive augmentation).
         r1_gamma: Weight of R1; 0 turns it off.
         style_mixing_prob: Probability that a sample mixes the styles of two latents.
         pl_weight: Weight of path length regularisation; 0 turns it off.
@@ -50,6 +52,8 @@ class StyleGAN2Loss(Loss):
         *,
         augment=None,
         adversarial="ns",
+        gp_weight=10.0,
+        observe_real=None,
         r1_gamma=10.0,
         style_mixing_prob=0.9,
         pl_weight=2.0,
@@ -61,6 +65,8 @@ class StyleGAN2Loss(Loss):
         self.D = D
         self.augment = augment
         self.objective = ADVERSARIAL_LOSSES[adversarial]
+        self.gp_weight = gp_weight
+        self.observe_real = observe_real
         self.r1_gamma = r1_gamma
         self.style_mixing_prob = style_mixing_prob
         self.pl_weight = pl_weight
@@ -76,10 +82,12 @@ class StyleGAN2Loss(Loss):
         if phase in ("Greg", "Gboth") and self.pl_weight > 0:
             self._path_length(gen_z, gen_c, gain)
         if phase in ("Dmain", "Dboth"):
-            fake_loss = self._discriminator_fake(gen_z, gen_c, gain)
+            fake_img, fake_loss = self._discriminator_fake(gen_z, gen_c, gain)
             regularise = phase == "Dboth" and self.r1_gamma > 0
             real_loss = self._discriminator_real(real_img, real_c, gain, main=True, r1=regularise)
             self.report("Loss/D/loss", fake_loss + real_loss)
+            if self.objective.gradient_penalty:
+                self._gradient_penalty(real_img, fake_img, real_c, gain)
         if phase == "Dreg" and self.r1_gamma > 0:
             self._discriminator_real(real_img, real_c, gain, main=False, r1=True)
 
@@ -130,13 +138,15 @@ class StyleGAN2Loss(Loss):
         loss = self.objective.D_fake(scores).squeeze(1)
         loss.mean().mul(gain).backward()
         self._report_scores("fake", scores)
-        return loss.detach()
+        return img, loss.detach()
 
     def _discriminator_real(self, real_img, real_c, gain, *, main, r1):
         """One evaluation of real images serves the loss (`main`) and the R1 penalty (`r1`)."""
         img = real_img.detach().requires_grad_(r1)
         scores = self._score(img, real_c)
         self._report_scores("real", scores)
+        if self.observe_real is not None:
+            self.observe_real(scores)
         loss = self.objective.D_real(scores).squeeze(1) if main else torch.zeros_like(scores[:, 0])
         total = loss
         if r1:
@@ -146,3 +156,11 @@ class StyleGAN2Loss(Loss):
             self.report("Loss/D/reg", penalty.detach() * (self.r1_gamma / 2))
         total.mean().mul(gain).backward()
         return loss.detach()
+
+    def _gradient_penalty(self, real_img, fake_img, real_c, gain):
+        """Penalty at points drawn uniformly between pairs of real and generated images."""
+        share = torch.rand([len(real_img), 1, 1, 1], device=real_img.device)
+        mixed = real_img.detach().lerp(fake_img, share).requires_grad_(True)
+        penalty = gradient_penalty(self.D(mixed, real_c), mixed)
+        (penalty * self.gp_weight).mean().mul(gain).backward()
+        self.report("Loss/gradient_penalty", penalty.detach())

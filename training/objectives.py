@@ -8,15 +8,31 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-from torch.nn.functional import softplus
+from torch.nn.functional import relu, softplus
 
 
 class AdversarialLoss(NamedTuple):
-    """Three functions of scores [N, 1] -> loss [N, 1], each minimised by the network named."""
+    """Three functions of scores [N, 1] -> loss [N, 1], each minimised by the network named.
+
+    `gradient_penalty`: D's loss includes `gradient_penalty()`. `sign_is_decision`: D calls an image
+    real by a positive score, which adaptive augmentation relies on.
+    """
 
     D_real: Callable
     D_fake: Callable
     G_fake: Callable
+    gradient_penalty: bool = False
+    sign_is_decision: bool = False
+
+
+def _wasserstein(**kwargs):
+    """Difference of mean scores (Arjovsky et al. 2017; CoopInit, equation 11)."""
+    return AdversarialLoss(
+        D_real=lambda scores: -scores,
+        D_fake=lambda scores: scores,
+        G_fake=lambda scores: -scores,
+        **kwargs,
+    )
 
 
 ADVERSARIAL_LOSSES = {
@@ -25,8 +41,33 @@ ADVERSARIAL_LOSSES = {
         D_real=lambda scores: softplus(-scores),
         D_fake=lambda scores: softplus(scores),
         G_fake=lambda scores: softplus(-scores),
-    )
+        sign_is_decision=True,
+    ),
+    # Hinge loss (Lim and Ye 2017; CoopInit, equations 13 and 14).
+    "hinge": AdversarialLoss(
+        D_real=lambda scores: relu(1 - scores),
+        D_fake=lambda scores: relu(1 + scores),
+        G_fake=lambda scores: -scores,
+    ),
+    "wgan": _wasserstein(),
+    # Gulrajani et al. 2017; CoopInit, equation 12.
+    "wgan-gp": _wasserstein(gradient_penalty=True),
 }
+
+
+def gradient_penalty(mixed_scores, mixed_img):
+    """Squared distance of D's gradient norm from one (Gulrajani et al. 2017, without lambda).
+
+    Args:
+        mixed_scores: Scores [N, 1] computed from `mixed_img`.
+        mixed_img: Images [N, C, H, W] on the segments between real and generated ones, requiring
+            grad.
+
+    Returns:
+        Penalty of each sample [N], differentiable.
+    """
+    (gradient,) = torch.autograd.grad(mixed_scores.sum(), mixed_img, create_graph=True)
+    return (gradient.flatten(1).norm(dim=1) - 1).square()
 
 
 def r1_penalty(real_scores, real_img):

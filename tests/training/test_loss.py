@@ -7,7 +7,7 @@ import torch
 from tests.golden_cases import load_cases, relative_error
 from training.loss import StyleGAN2Loss
 from training.networks import Discriminator, Generator
-from training.objectives import ADVERSARIAL_LOSSES, path_lengths, r1_penalty
+from training.objectives import ADVERSARIAL_LOSSES, gradient_penalty, path_lengths, r1_penalty
 
 
 def no_report(name, value):
@@ -183,3 +183,37 @@ def test_non_saturating_values():
     expected = torch.tensor([[math.log(2)], [math.log1p(math.exp(-2))]], dtype=torch.float64)
     torch.testing.assert_close(loss.G_fake(scores), expected)
     torch.testing.assert_close(loss.D_fake(-scores), expected)
+
+
+def test_hinge_stops_at_the_margin():
+    scores = torch.tensor([[-2.0], [0.5], [2.0]])
+    loss = ADVERSARIAL_LOSSES["hinge"]
+    assert loss.D_real(scores).tolist() == [[3.0], [0.5], [0.0]]
+    assert loss.D_fake(scores).tolist() == [[0.0], [1.5], [3.0]]
+    assert loss.G_fake(scores).tolist() == [[2.0], [-0.5], [-2.0]]
+
+
+def test_gradient_penalty_of_a_linear_discriminator():
+    weight = torch.randn(1, 3, 4, 4, dtype=torch.float64)
+    img = torch.randn(5, 3, 4, 4, dtype=torch.float64, requires_grad=True)
+    penalty = gradient_penalty((img * weight).sum(dim=(1, 2, 3))[:, None], img)
+    torch.testing.assert_close(penalty, (weight.norm() - 1).square().expand(5))
+
+
+def test_wgan_gp_adds_the_penalty_between_real_and_generated(nets):
+    G, D, batch = nets
+    run(G, D, batch, "Dmain", adversarial="wgan")
+    plain = gradients(D)
+    run(G, D, batch, "Dmain", adversarial="wgan-gp", gp_weight=0.0)
+    assert all(torch.equal(a, b) for a, b in zip(plain, gradients(D), strict=True))
+    run(G, D, batch, "Dmain", adversarial="wgan-gp", gp_weight=10.0)
+    assert not all(torch.equal(a, b) for a, b in zip(plain, gradients(D), strict=True))
+
+
+def test_real_scores_are_handed_to_the_observer(nets):
+    G, D, batch = nets
+    seen = []
+    for phases, calls in ((["Gmain"], 0), (["Dmain"], 1), (["Dreg"], 1)):
+        seen.clear()
+        run(G, D, batch, *phases, r1_gamma=1.0, observe_real=seen.append)
+        assert len(seen) == calls and all(len(scores) == 4 for scores in seen)

@@ -1,0 +1,40 @@
+"""The controller of adaptive discriminator augmentation (Karras et al. 2020a, section 3)."""
+
+import torch
+
+UPDATE_INTERVAL = 4  # iterations
+
+
+class AdaController:
+    """Moves the augmentation probability p towards where D's overfitting meets a target.
+
+    Overfitting is measured by r_t = E[sign(D(real))] (equation 1). Every `UPDATE_INTERVAL`
+    iterations p moves by a fixed step up or down, so that it crosses [0, 1] in `kimg` thousand
+    images. Everything stays on the device; nothing waits for the GPU.
+
+    Args:
+        p: The probability, a scalar tensor that is changed in place.
+        target: r_t to hold, between 0 and 1.
+        kimg: Thousands of images for p to go from 0 to 1.
+    """
+
+    def __init__(self, p, *, target, kimg):
+        self._p = p
+        self._target = target
+        self._kimg = kimg
+        self._signs = torch.zeros([2], device=p.device)  # count and sum since the last update
+
+    def observe(self, real_scores):
+        """Take scores of augmented real images [N, 1] into account."""
+        signs = real_scores.detach().sign().flatten()
+        self._signs += torch.stack([torch.ones_like(signs).sum(), signs.sum()])
+
+    def update(self, nimg):
+        """Move p once, `nimg` images after the last time."""
+        count, total = self._signs
+        step = nimg / (self._kimg * 1000)
+        direction = (total / count.clamp(min=1) - self._target).sign()
+        # Nothing observed says nothing.
+        direction = torch.where(count > 0, direction, torch.zeros_like(direction))
+        self._p.copy_((self._p + direction * step).clamp(min=0))
+        self._signs.zero_()
