@@ -7,7 +7,15 @@ import sys
 
 import click
 
-from training.config import NOISE_SCHEDULES, ConfigError, TrainingConfig, setting_docs
+from training.augpipes import AUGPIPES
+from training.config import (
+    AUGMENTATIONS,
+    LOSSES,
+    NOISE_SCHEDULES,
+    ConfigError,
+    TrainingConfig,
+    setting_docs,
+)
 from training.presets import CFG_NAMES
 from training.run_dir import create_run_dir, describe_run, log_to
 
@@ -35,15 +43,17 @@ def snapshot_or_none(ctx, param, value):
     return None if value == "noresume" else value
 
 
-def option(*names, type=str, **kwargs):
-    """One setting of `TrainingConfig`: its help text and default come from there."""
-    field = names[0].lstrip("-").replace("-", "_")
-    default = DEFAULTS[field]
-    shown = "" if default in (None, dataclasses.MISSING) else f"  [default: {default}]"
-    if default is dataclasses.MISSING and not kwargs.get("required"):
-        shown = "  [default: from --cfg]"
+def option(name, default="from --cfg", **kwargs):
+    """One setting of `TrainingConfig`: its help text and default come from there.
+
+    `default` describes what holds where the field has no default of its own.
+    """
+    field = name.lstrip("-").replace("-", "_")
+    if DEFAULTS[field] is not dataclasses.MISSING:
+        default = DEFAULTS[field]
+    shown = "" if default is None or kwargs.get("required") else f"  [default: {default}]"
     doc = DOCS[field]
-    return click.option(*names, type=type, help=doc[0].upper() + doc[1:] + shown, **kwargs)
+    return click.option(name, help=doc[0].upper() + doc[1:] + shown, **kwargs)
 
 
 @click.command(context_settings={"show_default": True, "max_content_width": 100})
@@ -67,10 +77,13 @@ def option(*names, type=str, **kwargs):
 @option("--kimg", type=int)
 @option("--batch", type=int)
 # Augmentation
-@click.option("--aug", type=click.Choice(["noaug", "ada", "fixed"]), help="Not available yet")
-@click.option("--p", type=float, help="Not available yet")
-@click.option("--target", type=float, help="Not available yet")
-@click.option("--augpipe", help="Not available yet")
+@option("--aug", type=click.Choice(AUGMENTATIONS), default="ada with --loss=ns and R1, else noaug")
+@option("--p", type=float)
+@option("--target", type=float)
+@option("--augpipe", type=click.Choice(list(AUGPIPES)))
+# Adversarial loss
+@option("--loss", type=click.Choice(LOSSES))
+@option("--gp-weight", type=float)
 # Transfer learning
 @option("--resume", metavar="PKL", callback=snapshot_or_none)
 @option("--freezed", type=int)
@@ -118,17 +131,13 @@ def main(outdir, dry_run, **options):
 def refuse_unavailable(given):
     """Take the options out of `given` that no code stands behind yet; returns lines to print."""
     unavailable = {
-        "--aug": given.pop("aug", "noaug") != "noaug",
-        "--p": given.pop("p", None) is not None,
-        "--target": given.pop("target", None) is not None,
-        "--augpipe": given.pop("augpipe", None) is not None,
         "--metrics": given.pop("metrics", "none") != "none",
         "--gpus above 1": given.get("gpus", 1) > 1,
     }
     names = [name for name, refused in unavailable.items() if refused]
     if names:
         raise click.UsageError(f"not available yet: {', '.join(names)}; leave it out")
-    return ["Adaptive augmentation (ADA) and metrics are not available yet: both are off."]
+    return ["Metrics are not available yet: they are off."]
 
 
 def configure(given):

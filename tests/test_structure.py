@@ -106,7 +106,7 @@ NOT_SETTINGS = {
     "dry_run",  # whether at all
     "fp32",  # num_fp16_res
     "nobench",  # cudnn_benchmark
-    *("metrics", "aug", "p", "target", "augpipe"),  # not available yet
+    "metrics",  # not available yet
 }
 
 

@@ -8,9 +8,12 @@ import json
 import math
 from dataclasses import dataclass, field, fields
 
+from training.augpipes import AUGPIPES
 from training.presets import CFG_NAMES, preset
 
 NOISE_SCHEDULES = ("linear", "constant")
+LOSSES = ("ns", "hinge", "wgan", "wgan-gp")
+AUGMENTATIONS = ("noaug", "ada", "fixed")
 
 
 class ConfigError(ValueError):
@@ -69,6 +72,8 @@ class TrainingConfig:
 
     # Optimisation
     lr: float = setting("learning rate of Adam, G and D, before the lazy correction")
+    loss: str = setting("adversarial loss: ns, hinge, wgan or wgan-gp", "ns")
+    gp_weight: float = setting("weight of the gradient penalty of wgan-gp", 10.0)
     gamma: float = setting("weight of R1")
     style_mixing: float = setting("probability of style mixing")
     pl_weight: float = setting("weight of path length regularisation")
@@ -76,6 +81,13 @@ class TrainingConfig:
     d_reg_interval: int = setting("iterations between R1 steps", 16)
     ema_kimg: float = setting("half-life of the moving average of G, kimg")
     ema_rampup: float | None = setting("half-life at most this share of kimg so far; None: off")
+
+    # Augmentation of the adversarial stage
+    aug: str = setting("noaug, ada (adaptive probability) or fixed")
+    p: float | None = setting("probability of every augmentation, with --aug=fixed", None)
+    target: float = setting("mean sign of D(real) that ada holds", 0.6)
+    augpipe: str = setting("which augmentations", "bgc")
+    ada_kimg: int = setting("kimg for the probability to go from 0 to 1", 500)
 
     # Cooperative stage
     coop_kimg: int = setting("length of the cooperative stage; 0: none", 0)
@@ -98,7 +110,12 @@ class TrainingConfig:
 
     def __post_init__(self):
         """Check everything and report all problems together."""
-        problems = [*self._range_problems(), *self._batch_problems(), *self._coop_problems()]
+        problems = [
+            *self._range_problems(),
+            *self._batch_problems(),
+            *self._augmentation_problems(),
+            *self._coop_problems(),
+        ]
         if problems:
             raise ConfigError("; ".join(problems))
 
@@ -108,7 +125,8 @@ class TrainingConfig:
                 yield f"{flag(name)} must be a finite number, not {value}"
         at_least = dict(
             workers=0, kimg=1, batch=1, gpus=1, snap=1, mapping_layers=1, freezed=0, num_fp16_res=0,
-            gamma=0, style_mixing=0, pl_weight=0, ema_kimg=0, coop_kimg=0, coop_energy_l2=0,
+            gamma=0, gp_weight=0, style_mixing=0, pl_weight=0, ema_kimg=0, ada_kimg=1, coop_kimg=0,
+            coop_energy_l2=0,
         )  # fmt: skip
         for name, low in at_least.items():
             if getattr(self, name) < low:
@@ -119,8 +137,10 @@ class TrainingConfig:
             yield f"--seed must be from 0 to 2^32 - 1, not {self.seed}"
         if self.lr <= 0:
             yield f"the learning rate must be positive, not {self.lr}"
-        if self.cfg not in CFG_NAMES:
-            yield f"--cfg must be one of {', '.join(CFG_NAMES)}, not {self.cfg}"
+        choices = dict(cfg=CFG_NAMES, loss=LOSSES, aug=AUGMENTATIONS, augpipe=tuple(AUGPIPES))
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                yield f"{flag(name)} must be one of {', '.join(allowed)}, not {getattr(self, name)}"
 
     def _batch_problems(self):
         if min(self.batch, self.gpus) < 1:
@@ -135,6 +155,21 @@ class TrainingConfig:
                 f"each forward pass sees {self.batch_gpu} images, which is no multiple of the "
                 f"preset's minibatch-std group of {self.mbstd_group}: choose another --batch"
             )
+
+    def _augmentation_problems(self):
+        if self.aug == "ada" and self.loss != "ns":
+            yield (
+                f"--aug=ada reads overfitting off the sign of D, which has no such meaning with "
+                f"--loss={self.loss}: choose --aug=noaug or --aug=fixed"
+            )
+        if self.aug == "fixed" and self.p is None:
+            yield "--aug=fixed needs a probability: add --p, for example --p=0.2"
+        if self.p is not None and self.aug != "fixed":
+            yield "--p needs --aug=fixed"
+        if self.p is not None and not 0 <= self.p <= 1:
+            yield f"--p must be from 0 to 1, not {self.p}"
+        if not 0 <= self.target <= 1:
+            yield f"--target must be from 0 to 1, not {self.target}"
 
     def _coop_problems(self):
         if self.coop_steps < 1:
@@ -165,8 +200,10 @@ class TrainingConfig:
         values = preset(
             given.get("cfg", "auto"), resolution=resolution, gpus=gpus, batch=given.get("batch")
         )
+        values |= default_augmentation(values | given)
         if "resume" in given:
             values["ema_rampup"] = None  # the snapshot's average is already a good start
+            values["ada_kimg"] = 100
         return cls(**(values | given | {"resolution": resolution}))
 
     def to_json(self):
@@ -196,6 +233,15 @@ class TrainingConfig:
         if self.subset is not None:
             kwargs["random_seed"] = self.seed
         return kwargs
+
+
+def default_augmentation(values):
+    """`aug` where the user names none: adaptive, where the paper finds that it works.
+
+    CoopInit, section 5.4: only the non-saturating loss with R1 gives ADA a score to steer by.
+    """
+    works = values.get("loss", "ns") == "ns" and values["gamma"] > 0
+    return {"aug": "ada" if works else "noaug"}
 
 
 def setting_docs():

@@ -14,15 +14,13 @@ from torch.nn.functional import relu, softplus
 class AdversarialLoss(NamedTuple):
     """Three functions of scores [N, 1] -> loss [N, 1], each minimised by the network named.
 
-    `gradient_penalty`: D's loss includes `gradient_penalty()`. `sign_is_decision`: D calls an image
-    real by a positive score, which adaptive augmentation relies on.
+    `gradient_penalty`: D's loss includes `gradient_penalty()`.
     """
 
     D_real: Callable
     D_fake: Callable
     G_fake: Callable
     gradient_penalty: bool = False
-    sign_is_decision: bool = False
 
 
 def _wasserstein(**kwargs):
@@ -41,7 +39,6 @@ ADVERSARIAL_LOSSES = {
         D_real=lambda scores: softplus(-scores),
         D_fake=lambda scores: softplus(scores),
         G_fake=lambda scores: softplus(-scores),
-        sign_is_decision=True,
     ),
     # Hinge loss (Lim and Ye 2017; CoopInit, equations 13 and 14).
     "hinge": AdversarialLoss(

@@ -18,27 +18,27 @@ def describe_run(dataset_name, config, given):
         config: The `TrainingConfig`.
         given: Options the user gave, by field name; only those are named.
     """
-    parts = [dataset_name]
-    if config.cond:
-        parts.append("cond")
-    if config.subset is not None:
-        parts.append(f"subset{config.subset}")
-    if config.mirror:
-        parts.append("mirror")
-    parts.append(f"auto{config.gpus}" if config.cfg == "auto" else config.cfg)
-    if "gamma" in given:
-        parts.append(f"gamma{config.gamma:g}")
-    parts += [f"{name}{given[name]}" for name in ("kimg", "batch") if name in given]
-    if "aug" in given:
-        parts.append(given["aug"])
-    if config.resume is not None:
-        known = config.resume in OFFICIAL_SNAPSHOTS
-        parts.append(f"resume{config.resume if known else 'custom'}")
-    if "freezed" in given:
-        parts.append(f"freezed{config.freezed}")
-    if config.coop_kimg:
-        parts.append(f"coop{config.coop_kimg}")
-    return "-".join(parts)
+    resume = config.resume if config.resume in OFFICIAL_SNAPSHOTS else "custom"
+    cfg = f"auto{config.gpus}" if config.cfg == "auto" else config.cfg
+    parts = [  # (text, whether it is named), in the official order; ours at the end
+        (dataset_name, True),
+        ("cond", config.cond),
+        (f"subset{config.subset}", config.subset is not None),
+        ("mirror", config.mirror),
+        (cfg, True),
+        (f"gamma{config.gamma:g}", "gamma" in given),
+        (f"kimg{config.kimg}", "kimg" in given),
+        (f"batch{config.batch}", "batch" in given),
+        (config.aug, "aug" in given),
+        (f"p{config.p}", "p" in given),
+        (f"target{config.target:g}", "target" in given),
+        (config.augpipe, "augpipe" in given),
+        (f"resume{resume}", config.resume is not None),
+        (f"freezed{config.freezed}", "freezed" in given),
+        (f"coop{config.coop_kimg}", config.coop_kimg > 0),
+        (config.loss, "loss" in given),
+    ]
+    return "-".join(text for text, named in parts if named)
 
 
 def create_run_dir(outdir, description):

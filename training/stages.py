@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from coopinit_patch import CoopInitLoss
+from training.ada import AdaController
 from training.loss import StyleGAN2Loss
 from training.state import lazy_ratio
 
@@ -31,6 +32,7 @@ class Stage:
     phases: tuple[Phase, ...]
     lr_g: float
     lr_d: float
+    ada: AdaController | None = None  # steers the augmentation probability
 
 
 def build_stages(config, state, report):
@@ -47,12 +49,19 @@ def build_stages(config, state, report):
     phases.append(D_main)
     if config.gamma > 0:
         phases.append(Phase("Dreg", state.D, state.D_opt, config.d_reg_interval))
+    ada = None
+    if config.aug == "ada":
+        ada = AdaController(state.augment_pipe.p, target=config.target, kimg=config.ada_kimg)
     adversarial = Stage(
         name="adversarial",
         log_prefix="Loss",
         loss=StyleGAN2Loss(
             state.G,
             state.D,
+            augment=state.augment_pipe,
+            adversarial=config.loss,
+            gp_weight=config.gp_weight,
+            observe_real=None if ada is None else ada.observe,
             r1_gamma=config.gamma,
             style_mixing_prob=config.style_mixing,
             pl_weight=config.pl_weight,
@@ -61,6 +70,7 @@ def build_stages(config, state, report):
         phases=tuple(phases),
         lr_g=config.lr,
         lr_d=config.lr,
+        ada=ada,
     )
     if config.coop_kimg == 0:
         return None, adversarial

@@ -5,18 +5,21 @@ from dataclasses import dataclass
 
 import torch
 
+from training.augment import AugmentPipe
+from training.augpipes import augment_kwargs
 from training.networks import Discriminator, Generator
 
 
 @dataclass
 class TrainingState:
-    """Networks on their device, one Adam each, and how far the run is."""
+    """Networks on their device, one Adam each, augmentations or None, and how far the run is."""
 
     G: Generator
     D: Discriminator
     G_ema: Generator
     G_opt: torch.optim.Adam
     D_opt: torch.optim.Adam
+    augment_pipe: AugmentPipe | None = None
     nimg: int = 0  # real images seen
     iteration: int = 0
 
@@ -67,7 +70,16 @@ def create_state(config, dataset, device):
         G_ema=copy.deepcopy(G).eval(),
         G_opt=_adam(G, config.lr, config.g_reg_interval),
         D_opt=_adam(D, config.lr, config.d_reg_interval),
+        augment_pipe=_augment_pipe(config, device),
     )
+
+
+def _augment_pipe(config, device):
+    if config.aug == "noaug":
+        return None
+    pipe = AugmentPipe(**augment_kwargs(config.augpipe)).train().requires_grad_(False)
+    pipe.p.fill_(0.0 if config.p is None else config.p)
+    return pipe.to(device)
 
 
 def _adam(net, lr, reg_interval):

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from torch_utils.training_stats import TrainingStats
+from training.ada import UPDATE_INTERVAL
 from training.curves import save_curves
 from training.data_loader import RealImages
 from training.divergence import DivergenceGuard
@@ -117,6 +118,8 @@ class TrainingRun:
         state.nimg += config.batch
         decay = ema_decay(config.batch, state.nimg, config.ema_kimg, config.ema_rampup)
         update_ema(state.G_ema, state.G, decay)
+        if self.stage.ada is not None and state.iteration % UPDATE_INTERVAL == 0:
+            self.stage.ada.update(config.batch * UPDATE_INTERVAL)
 
     def end_tick(self):
         """Report, make sure that training is sane, and save what is due.
@@ -125,7 +128,9 @@ class TrainingRun:
         the next stage starts from, or the result.
         """
         tick = self.reporter.tick
-        collected = self.reporter.end_tick(self.state.nimg, self.stage.name)
+        pipe = self.state.augment_pipe
+        augment_p = 0.0 if pipe is None else pipe.p.item()
+        collected = self.reporter.end_tick(self.state.nimg, self.stage.name, augment_p)
         self.guard.check(self.state, self.stage.name, collected, self.save_networks)
         if self.stage_is_over() or tick % self.config.snap == 0:
             self.save_networks()
@@ -138,6 +143,6 @@ class TrainingRun:
         save_snapshot(
             self.run_dir / f"network-snapshot-{name}.pkl",
             **self.state.nets(),
-            augment_pipe=None,
+            augment_pipe=self.state.augment_pipe,
             training_set_kwargs=self.config.training_set_kwargs(),
         )

@@ -112,3 +112,10 @@ def test_every_setting_is_documented():
     docs = setting_docs()
     assert docs.keys() == {field.name for field in dataclasses.fields(TrainingConfig)}
     assert all(docs.values())
+
+
+def test_choices_are_those_that_exist():
+    from training.config import LOSSES
+    from training.objectives import ADVERSARIAL_LOSSES
+
+    assert tuple(ADVERSARIAL_LOSSES) == LOSSES

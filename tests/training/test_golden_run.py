@@ -46,7 +46,8 @@ def train(folder):
     settings = dict(
         data=str(data), cond=True, mirror=True, cfg="digits", z_dim=16, w_dim=16, channel_base=256,
         batch=16, num_fp16_res=0, kimg=1, coop_kimg=1, coop_steps=3, gamma=1.0, pl_weight=2.0,
-        style_mixing=0.9, d_arch="resnet", workers=0, g_reg_interval=2, d_reg_interval=2,
+        aug="noaug", style_mixing=0.9, d_arch="resnet", workers=0, g_reg_interval=2,
+        d_reg_interval=2,
     )  # fmt: skip
     config = TrainingConfig.from_options(settings, resolution=32)
     dataset = ImageFolderDataset(str(data), use_labels=True, xflip=True)

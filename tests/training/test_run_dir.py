@@ -19,11 +19,11 @@ def test_only_what_was_given_is_named():
 def test_order_of_all_parts():
     options = dict(
         coop_kimg=3, freezed=2, resume="ffhq256", batch=16, kimg=9, gamma=0.5, mirror=True,
-        subset=7, cond=True, cfg="cifar",
+        subset=7, cond=True, cfg="cifar", aug="fixed", p=0.25, target=0.7, augpipe="bg", loss="ns",
     )  # fmt: skip
-    config = tiny.config(**options)
-    assert describe_run("faces", config, options | {"aug": "noaug"}) == (
-        "faces-cond-subset7-mirror-cifar-gamma0.5-kimg9-batch16-noaug-resumeffhq256-freezed2-coop3"
+    assert describe_run("faces", tiny.config(**options), options) == (
+        "faces-cond-subset7-mirror-cifar-gamma0.5-kimg9-batch16-fixed-p0.25-target0.7-bg-"
+        "resumeffhq256-freezed2-coop3-ns"
     )
 
 
