@@ -1,10 +1,19 @@
 """Batches of real images and of random latents, on the training device."""
 
+import contextlib
 import warnings
 
 import torch
 
 from training.dataset import DatasetError, InfiniteSampler
+
+
+@contextlib.contextmanager
+def few_cores_are_fine():
+    """Torch warns where there are more workers than cores; the default of three does no harm."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "This DataLoader will create")
+        yield
 
 
 class RealImages:
@@ -22,9 +31,7 @@ class RealImages:
         self._labels = torch.from_numpy(dataset.raw_labels).to(device)
         self._batch_gpu = config.batch_gpu
         self._z_dim = config.z_dim
-        with warnings.catch_warnings():
-            # The default of three workers does no harm on fewer cores.
-            warnings.filterwarnings("ignore", "This DataLoader will create")
+        with few_cores_are_fine():
             self._loader = torch.utils.data.DataLoader(
                 dataset,
                 sampler=InfiniteSampler(len(dataset), seed=config.seed, start=start),
@@ -36,7 +43,8 @@ class RealImages:
         self._batches = None
 
     def __enter__(self):
-        self._batches = iter(self._loader)
+        with few_cores_are_fine():
+            self._batches = iter(self._loader)
         return self
 
     def __exit__(self, *exc_info):

@@ -1,4 +1,5 @@
 import multiprocessing
+import os
 
 import numpy as np
 import pytest
@@ -126,3 +127,10 @@ def test_damaged_images_are_named(tmp_path, workers):
     with pytest.raises(DatasetError, match=f"'{name}' in .* cannot be decoded") as caught:
         take(data, 1, workers=workers)
     assert caught.value.__traceback__ and not multiprocessing.active_children()
+
+
+def test_more_workers_than_cores_is_no_reason_to_warn(tmp_path, recwarn):
+    dataset = ImageFolderDataset(tiny.write_data(tmp_path / "tiny.zip"))
+    with RealImages(dataset, tiny.config(workers=(os.cpu_count() or 1) + 1), CPU) as data:
+        next(data)
+    assert not [w for w in recwarn if "DataLoader" in str(w.message)]
