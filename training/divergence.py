@@ -3,9 +3,9 @@
 import copy
 import math
 
-# Images live in [-1, 1], so a chain cannot move a sane one by more than 2 (rms). Unbounded chains
-# that run away pass any limit within a few iterations: 1e5 was seen four kimg after 0.2.
-DISPLACEMENT_LIMIT = 4.0
+# Images live in [-1, 1]: sane chains move them by less than 2 (rms), and the paper's literal noise
+# alone by 4.5. Chains that run away pass any limit at once: 1e5 was seen four kimg after 0.2.
+DISPLACEMENT_LIMIT = 20.0
 # Mean scores of sane runs stayed below 10; with a clamped chain, scores are what runs away.
 SCORE_LIMIT = 1e4
 
