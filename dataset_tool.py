@@ -63,6 +63,8 @@ def main(**options) -> None:
 def _run(*, source, dest, max_images, labels, skip_unusable, **geometry) -> None:
     if source != "digits" and not os.path.exists(source):
         raise click.BadParameter(f"'{source}' does not exist.", param_hint="--source")
+    if os.path.exists(source) and os.path.exists(dest) and os.path.samefile(source, dest):
+        raise DatasetError(f"--dest is the source itself, '{source}'; give another name.")
     check_destination(dest)
     reader = open_source(source, labels)
     if labels not in reader.label_choices:
@@ -75,7 +77,7 @@ def _run(*, source, dest, max_images, labels, skip_unusable, **geometry) -> None
     for note in [*reader.notes, *plan.notes]:
         click.echo(f"Note: {note}.", err=True)
     if plan.problems and not (skip_unusable and any(plan.keep)):
-        raise DatasetError(plan.report())
+        raise click.ClickException(plan.report())
     if plan.problems:
         click.echo(f"Note: {len(plan.problems)} unusable images are left out.", err=True)
     count = write_archive(reader, plan, resize, dest, max_images)

@@ -17,12 +17,15 @@ from typing import TYPE_CHECKING, Any
 import click
 import numpy as np
 
+from dnnlib.util import DownloadError, first_line, open_url
+
 if TYPE_CHECKING:
     import torch
 
 # torch is imported inside functions, so that --help answers at once.
 
 _MAX_SEED = 2**32 - 1  # of numpy's RandomState
+_MAX_SEEDS = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -52,11 +55,11 @@ class Options:
 
 
 def parse_seeds(text: str) -> list[int]:
-    """Seeds of a list with ranges, ends included: ``1,2,5-9``.
+    """Seeds of a list with ranges, ends included, without repetitions: ``1,2,5-9``.
 
     Raises ValueError with a message for the user.
     """
-    seeds: list[int] = []
+    seeds: dict[int, None] = {}  # each once, in order
     for part in text.split(","):
         match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
         if match is None:
@@ -66,8 +69,10 @@ def parse_seeds(text: str) -> list[int]:
             raise ValueError(f"range {part.strip()} runs backwards; write {last}-{first}")
         if last > _MAX_SEED:
             raise ValueError(f"seed {last} is above {_MAX_SEED}")
-        seeds.extend(range(first, last + 1))
-    return seeds
+        if len(seeds) + last - first >= _MAX_SEEDS:
+            raise ValueError(f"more than {_MAX_SEEDS} seeds; make them in several runs")
+        seeds.update(dict.fromkeys(range(first, last + 1)))
+    return list(seeds)
 
 
 def _seeds_option(_ctx: click.Context, _param: click.Parameter, value: str | None):
@@ -98,8 +103,9 @@ def _seeds_option(_ctx: click.Context, _param: click.Parameter, value: str | Non
 def main(**options: Any) -> None:
     """Parse the command line and generate."""
     opts = Options(**options)
+    if not math.isfinite(opts.truncation_psi):
+        raise click.UsageError(f"--trunc must be a number, not {opts.truncation_psi}")
     latents = _read_latents(opts)
-    outdir = _prepare_folder(opts.outdir)
     device = _choose_device(opts.device)
     network = _load_generator(opts.network).to(device)
     if latents is None:
@@ -107,11 +113,13 @@ def main(**options: Any) -> None:
         names = [f"seed{seed:04d}.png" for seed in opts.seeds]
         images = _images_of_seeds(network, label, opts)
     else:
-        _check_latents(latents, network, opts.projected_w)
+        latents = _fit_latents(latents, network, opts.projected_w)
         digits = max(2, len(str(len(latents) - 1)))
         names = [f"proj{idx:0{digits}d}.png" for idx in range(len(latents))]
         images = _images_of_latents(network, latents, opts)
-    _save(images, names, outdir, opts.grid)
+    grid = None if opts.grid is None else _grid_path(Path(opts.outdir), opts.grid, names)
+    outdir = _prepare_folder(opts.outdir)
+    _save(images, names, outdir, grid)
 
 
 def _read_latents(opts: Options) -> np.ndarray | None:
@@ -124,22 +132,27 @@ def _read_latents(opts: Options) -> np.ndarray | None:
         if given is not None:
             click.echo(f"Warning: {name} has no effect together with --projected-w.", err=True)
     try:
-        with np.load(opts.projected_w) as archive:
+        archive = np.load(opts.projected_w)
+        if isinstance(archive, np.ndarray):
+            raise ValueError("it is no .npz file; make one with numpy.savez(FILE, w=ARRAY)")
+        with archive:
             return archive["w"]
     except Exception as err:  # whatever a wrong or damaged file makes NumPy and zipfile raise
-        reason = (str(err).splitlines() or [""])[0] or type(err).__name__
         raise click.ClickException(
-            f"Cannot read array w of --projected-w={opts.projected_w}: {reason}"
+            f"Cannot read array w of --projected-w={opts.projected_w}: {first_line(err)}"
         ) from None
 
 
-def _check_latents(latents: np.ndarray, network: "torch.nn.Module", name: str) -> None:
+def _fit_latents(latents: np.ndarray, network: "torch.nn.Module", name: str) -> np.ndarray:
+    """The latents as float32 [N, num_ws, w_dim], or an error where they are something else."""
     shape = (network.num_ws, network.w_dim)
-    if latents.ndim != 3 or latents.shape[1:] != shape or latents.dtype.kind != "f":
+    fits = latents.ndim == 3 and latents.shape[1:] == shape and len(latents) > 0
+    if not fits or latents.dtype.kind != "f":
         raise click.ClickException(
             f"Array w of {name} has shape {list(latents.shape)} and type {latents.dtype}; "
-            f"this network needs floats of shape [N, {shape[0]}, {shape[1]}]."
+            f"this network needs floats of shape [N, {shape[0]}, {shape[1]}], N >= 1."
         )
+    return latents.astype(np.float32)
 
 
 def _prepare_folder(name: str) -> Path:
@@ -154,33 +167,47 @@ def _prepare_folder(name: str) -> Path:
     return Path(name)
 
 
-def _choose_device(name: str | None) -> "torch.device":
-    import torch
+def _grid_path(outdir: Path, name: str, names: list[str]) -> Path:
+    outdir = outdir.resolve()  # it may not be there yet
+    path = (outdir / name).resolve()
+    if path in (outdir, *outdir.parents) or path.is_dir():
+        raise click.UsageError(f"--grid={name} is a folder; give the name of a file.")
+    if path.parent != outdir and not path.parent.is_dir():
+        raise click.UsageError(f"--grid={name}: there is no folder {path.parent}.")
+    if path in {outdir / image for image in names}:
+        raise click.UsageError(f"--grid={name} is the name of an image; choose another.")
+    return path
 
-    if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+def _choose_device(name: str | None) -> "torch.device":
+    from torch_utils.devices import find_device
+
     try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as err:
-        reason = str(err).splitlines()[0]
-        raise click.UsageError(f"Cannot use --device={name}: {reason}") from None
-    return device
+        return find_device(name)
+    except ValueError as err:
+        raise click.UsageError(f"{err}.") from None
 
 
 def _load_generator(name: str) -> "torch.nn.Module":
     import legacy
-    from dnnlib.util import DownloadError, open_url
+    from training.networks import Generator
 
     try:
         with open_url(name) as file:
-            return legacy.load_network_pkl(file)["G_ema"]
+            network = legacy.load_network_pkl(file)["G_ema"]
     except DownloadError as err:
         raise click.ClickException(f"{err}.") from None
     except OSError as err:
-        raise click.ClickException(f"Cannot read --network={name}: {err.strerror}.") from None
+        raise click.ClickException(
+            f"Cannot read --network={name}: {err.strerror or first_line(err)}."
+        ) from None
     except (legacy.UnsafePickleError, ValueError) as err:
         raise click.ClickException(f"Cannot use --network={name}: {err}.") from None
+    if not isinstance(network, Generator) or network.img_channels not in (1, 3):
+        raise click.ClickException(
+            f"Cannot use --network={name}: its G_ema is no generator of grey or RGB images."
+        )
+    return network
 
 
 def _label(network: "torch.nn.Module", class_idx: int | None) -> "torch.Tensor":
@@ -248,7 +275,7 @@ def _synthesize(
         return pixels(network.synthesis(ws, noise_mode=noise_mode))[:, None]
 
 
-def _save(images: Iterator[np.ndarray], names: list[str], outdir: Path, grid: str | None) -> None:
+def _save(images: Iterator[np.ndarray], names: list[str], outdir: Path, grid: Path | None) -> None:
     from tqdm import tqdm
 
     from training.snapshot import save_image_grid
@@ -262,8 +289,9 @@ def _save(images: Iterator[np.ndarray], names: list[str], outdir: Path, grid: st
         if kept:
             columns = math.ceil(math.sqrt(len(kept)))
             rows = math.ceil(len(kept) / columns)
-            save_image_grid(outdir / grid, np.concatenate(kept), (columns, rows))
-    click.echo(f"Saved {len(names)} images{f' and {grid}' if kept else ''} in {outdir}")
+            save_image_grid(grid, np.concatenate(kept), (columns, rows))
+    sheet = f" and {os.path.relpath(grid, outdir)}" if kept else ""
+    click.echo(f"Saved {len(names)} images{sheet} in {outdir}")
 
 
 @contextlib.contextmanager

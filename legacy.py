@@ -7,22 +7,25 @@ and of StyleGAN2-ADA-PyTorch alike; the source code inside them is never execute
 """
 
 import io
+import math
 import pickle
 import re
-from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, BinaryIO, NamedTuple
 
-import numpy as np
 import torch
 
 import dnnlib
-from dnnlib.safe_pickle import RestrictedUnpickler, UnsafePickleError
+from dnnlib.safe_numpy import NUMPY_NAMES, PickledArray
+from dnnlib.safe_pickle import RestrictedUnpickler, SafeFunction, SealedDict, UnsafePickleError
+from dnnlib.util import first_line
 from torch_utils import persistence
 
 __all__ = ["NetworkPickleError", "UnsafePickleError", "load_network_pkl"]
 
 _MAX_DEPTH = 32  # of nested modules and containers; real snapshots stay below ten
+_MAX_ITEMS = 200_000  # of modules and arguments together; real snapshots have a few thousand
+_MAX_NAME = 200  # characters of the name of a tensor, module or argument
 
 
 class NetworkPickleError(ValueError):
@@ -30,7 +33,7 @@ class NetworkPickleError(ValueError):
 
 
 def load_network_pkl(file: BinaryIO) -> dict[str, Any]:
-    """Read a network snapshot from a seekable binary file.
+    """Read a network snapshot from a binary file.
 
     Returns a dict with ``G``, ``D``, ``G_ema`` (modules on the CPU in eval mode, float32),
     ``augment_pipe`` (module or None) and ``training_set_kwargs`` (EasyDict or None).
@@ -40,6 +43,8 @@ def load_network_pkl(file: BinaryIO) -> dict[str, Any]:
             network in it is of an unknown class or has arguments that are no plain data.
         NetworkPickleError: anything else that keeps the file from being used.
     """
+    if not file.seekable():  # a pipe
+        file = io.BytesIO(file.read())
     start = file.read(2)
     if len(start) == 2 and start[0] != pickle.PROTO[0]:
         # The oldest pickles start otherwise, but so do pictures and archives, and reading those
@@ -53,9 +58,9 @@ def load_network_pkl(file: BinaryIO) -> dict[str, Any]:
     except RecursionError:
         raise NetworkPickleError("not a network snapshot: nested too deeply") from None
     except Exception as err:  # a damaged pickle can make the unpickler raise almost anything
-        reason = (str(err).splitlines() or [""])[0] or type(err).__name__
         raise NetworkPickleError(
-            f"not a readable network snapshot (truncated, damaged or another format): {reason}"
+            "not a readable network snapshot (truncated, damaged or another format): "
+            + first_line(err)
         ) from err
 
 
@@ -64,11 +69,11 @@ def _networks_of(data: Any) -> dict[str, Any]:
         raise NetworkPickleError(
             f"not a network snapshot: it holds a {type(data).__name__}, not a dict of networks"
         )
-    result = {}
+    result, checker = {}, _Checker()
     for key in ("G", "D", "G_ema", "augment_pipe"):
         record = data.get(key)
         if isinstance(record, _Record):
-            result[key] = _build(record, key)
+            result[key] = _build(checker.record(record, key), key)
         elif key == "augment_pipe" and record is None:
             result[key] = None
         else:
@@ -77,8 +82,8 @@ def _networks_of(data: Any) -> dict[str, Any]:
     kwargs = data.get("training_set_kwargs")
     if not isinstance(kwargs, dict | None):
         raise NetworkPickleError("not a network snapshot: 'training_set_kwargs' is not a dict")
-    plain = None if kwargs is None else dnnlib.EasyDict(_plain(kwargs, "training_set_kwargs"))
-    result["training_set_kwargs"] = plain
+    plain = checker.plain(kwargs, "training_set_kwargs")
+    result["training_set_kwargs"] = None if plain is None else dnnlib.EasyDict(plain)
     return result
 
 
@@ -93,50 +98,95 @@ class _Node(NamedTuple):
     state: dict[str, Any]
 
 
-def _build(record: "_Record", key: str) -> torch.nn.Module:
-    node = _check_record(record, key)
+def _build(node: _Node, key: str) -> torch.nn.Module:
     try:
         return persistence.rebuild_module(node.cls, node.state).eval()
-    except (ValueError, TypeError, AttributeError, KeyError, RuntimeError, AssertionError) as err:
-        reason = (str(err).splitlines() or [""])[0] or type(err).__name__
-        raise NetworkPickleError(f"cannot rebuild {key!r} ({node.cls.__name__}): {reason}") from err
+    except Exception as err:  # constructors raise anything when their arguments make no sense
+        raise NetworkPickleError(
+            f"cannot rebuild {key!r} ({node.cls.__name__}): {first_line(err)}"
+        ) from err
 
 
-def _check_record(record: "_Record", where: str, depth: int = 0) -> _Node:
-    if depth > _MAX_DEPTH:
-        raise NetworkPickleError(f"{where[:60]}...: modules are nested too deeply")
-    try:
-        cls = persistence.find_persistent_class(record.class_name)
-    except LookupError as err:
-        raise UnsafePickleError(f"{where}: {err}; its code is not executed") from None
-    state = record.state
-    owner = f"{where} ({record.class_name})"
-    modules = {}
-    for name, child in _dict_item(state, "_modules", owner).items():
-        if child is not None and not isinstance(child, _Record):
-            raise NetworkPickleError(f"{owner}: submodule {name!r} is a {type(child).__name__}")
-        path = f"{where}.{name}"
-        modules[name] = None if child is None else _check_record(child, path, depth + 1)
-    args, kwargs = state.get("_init_args", ()), _dict_item(state, "_init_kwargs", owner)
-    if not isinstance(args, tuple | list):
-        raise NetworkPickleError(f"{owner}: '_init_args' is a {type(args).__name__}, not a tuple")
-    checked = {
-        "_init_args": tuple(_plain(a, f"{owner} argument {i}") for i, a in enumerate(args)),
-        "_init_kwargs": {k: _plain(v, f"{owner} argument {k!r}") for k, v in kwargs.items()},
-        "_modules": modules,
-        "_non_persistent_buffers_set": set(state.get("_non_persistent_buffers_set", ())),
-        "training": False,
-    }
-    for group in ("_parameters", "_buffers"):
-        checked[group] = _tensors(_dict_item(state, group, owner), owner)
-    return _Node(cls, checked)
+class _Checker:
+    """Turns records into nodes, within one allowance of items for a whole load.
+
+    Without it a file of a kilobyte could take for ever: what it refers to twice is visited twice,
+    what lies in that four times, and so on.
+    """
+
+    def __init__(self):
+        self._left = _MAX_ITEMS
+
+    def record(self, record: "_Record", where: str, depth: int = 0) -> _Node:
+        """Check a record with all that is nested in it."""
+        self._visit(where, depth)
+        try:
+            cls = persistence.find_persistent_class(record.class_name)
+        except LookupError as err:
+            raise UnsafePickleError(
+                f"{where[-100:]}: {first_line(err)}; its code is not executed"
+            ) from None
+        state, owner = record.state, f"{where[-100:]} ({record.class_name})"
+        modules = {}
+        for name, child in self._dict_item(state, "_modules", owner).items():
+            if child is not None and not isinstance(child, _Record):
+                raise NetworkPickleError(f"{owner}: submodule {name!r} is a {type(child).__name__}")
+            path = f"{where}.{name}"
+            modules[name] = None if child is None else self.record(child, path, depth + 1)
+        args = state.get("_init_args", ())
+        if not isinstance(args, tuple | list):
+            raise NetworkPickleError(
+                f"{owner}: '_init_args' is a {type(args).__name__}, not a tuple"
+            )
+        kwargs = self._dict_item(state, "_init_kwargs", owner)
+        passing = self.plain(state.get("_non_persistent_buffers_set", ()), owner)
+        checked = {
+            "_init_args": tuple(self.plain(a, f"{owner} argument {i}") for i, a in enumerate(args)),
+            "_init_kwargs": {
+                k: self.plain(v, f"{owner} argument {k!r}") for k, v in kwargs.items()
+            },
+            "_modules": modules,
+            "_non_persistent_buffers_set": set(passing),
+            "training": False,
+        }
+        for group in ("_parameters", "_buffers"):
+            checked[group] = _tensors(self._dict_item(state, group, owner), owner)
+        return _Node(cls, checked)
+
+    def plain(self, value: Any, where: str, depth: int = 0) -> Any:
+        """Copy nested containers of None, bool, int, float and str; refuse everything else."""
+        if value is None or type(value) in (bool, int, float, str):
+            return value
+        if isinstance(value, PickledArray):
+            self._visit(where, depth, value.array.size)
+            return value.array.tolist()
+        if type(value) in (list, tuple, set):
+            self._visit(where, depth, len(value))
+            return type(value)(self.plain(item, where, depth + 1) for item in value)
+        if isinstance(value, dict) and all(map(_is_name, value)):
+            self._visit(where, depth, len(value))
+            return {key: self.plain(item, where, depth + 1) for key, item in value.items()}
+        kind = type(value).__name__
+        kind = repr(value.class_name[:100]) if isinstance(value, _Record) else kind.lstrip("_")
+        raise UnsafePickleError(f"{where} holds a {kind}; only plain data is accepted there")
+
+    def _visit(self, where: str, depth: int, items: int = 0) -> None:
+        self._left -= 1 + items
+        if depth > _MAX_DEPTH:
+            raise NetworkPickleError(f"{where[:60]}...: nested too deeply")
+        if self._left < 0:
+            raise NetworkPickleError(f"more than {_MAX_ITEMS} items; no network has so many")
+
+    def _dict_item(self, state: Mapping[str, Any], key: str, owner: str) -> dict[str, Any]:
+        value = state.get(key)
+        if not isinstance(value, dict) or not all(map(_is_name, value)):
+            raise NetworkPickleError(f"{owner}: {key!r} is not a dict with names as keys")
+        self._visit(owner, 0, len(value))
+        return value
 
 
-def _dict_item(state: Mapping[str, Any], key: str, owner: str) -> dict[str, Any]:
-    value = state.get(key)
-    if not isinstance(value, dict) or not all(isinstance(name, str) for name in value):
-        raise NetworkPickleError(f"{owner}: {key!r} is not a dict with names as keys")
-    return value
+def _is_name(key: Any) -> bool:
+    return isinstance(key, str) and len(key) <= _MAX_NAME
 
 
 def _tensors(group: dict[str, Any], owner: str) -> dict[str, torch.Tensor | None]:
@@ -148,57 +198,9 @@ def _tensors(group: dict[str, Any], owner: str) -> dict[str, torch.Tensor | None
     return {name: None if saved is None else saved.tensor for name, saved in group.items()}
 
 
-def _plain(value: Any, where: str, depth: int = 0) -> Any:
-    """Copy nested containers of None, bool, int, float and str; refuse everything else."""
-    if value is None or type(value) in (bool, int, float, str):
-        return value
-    if depth > _MAX_DEPTH:
-        raise NetworkPickleError(f"{where} is nested too deeply")
-    if type(value) in (list, tuple, set):
-        return type(value)(_plain(item, where, depth + 1) for item in value)
-    if isinstance(value, _Array):
-        return _plain(value.values, where, depth + 1)
-    if isinstance(value, dict) and all(isinstance(key, str) for key in value):
-        return {key: _plain(item, where, depth + 1) for key, item in value.items()}
-    kind = value.class_name if isinstance(value, _Record) else type(value).__name__.lstrip("_")
-    raise UnsafePickleError(f"{where} holds a {kind}; only plain data is accepted there")
-
-
 # ---------------------------------------------------------------------------------------------
 # What the pickle gets to touch. A pickle may call these with any arguments and may try to set
 # attributes on them and on what they return, so all of them refuse new attributes.
-
-
-class _Function:
-    """A function that the pickle may call and cannot change."""
-
-    __slots__ = ("_call",)
-
-    def __init__(self, call: Callable):
-        object.__setattr__(self, "_call", call)
-
-    def __call__(self, *args: Any) -> Any:
-        return self._call(*args)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        raise UnsafePickleError(f"the pickle tries to set {name!r} on a safe name")
-
-
-class _SealedType(type):
-    """Metaclass of classes that the pickle may instantiate and cannot change."""
-
-    def __setattr__(cls, name: str, value: Any) -> None:
-        raise UnsafePickleError(f"the pickle tries to set {name!r} on {cls.__name__}")
-
-
-class _EasyDict(dict, metaclass=_SealedType):
-    """Stands for dnnlib.EasyDict."""
-
-    __slots__ = ()
-
-    def __setstate__(self, state: Any) -> None:
-        if state:  # some Python versions write an empty one
-            raise UnsafePickleError("an EasyDict has attributes besides its items")
 
 
 class _Record(NamedTuple):
@@ -221,50 +223,15 @@ class _SavedTensor(NamedTuple):
     tensor: torch.Tensor
 
 
-class _DType(metaclass=_SealedType):
-    """Stands for numpy.dtype: numbers only, no objects."""
-
-    __slots__ = ("_code", "_order")
-
-    def __init__(self, code: str, align: Any = False, copy: Any = True):
-        if not isinstance(code, str) or not re.fullmatch(r"[biuf][1248]", code):
-            raise UnsafePickleError(f"numpy.dtype {code!r} is not a real number type")
-        self._code, self._order = code, "="
-
-    def __setstate__(self, state: Any) -> None:
-        if not isinstance(state, tuple) or len(state) < 2 or state[1] not in ("<", ">", "|", "="):
-            raise UnsafePickleError("numpy.dtype with an unknown state")
-        self._order = state[1]
-
-    def read(self, raw: Any) -> np.ndarray:
-        """The numbers in ``raw``, flat."""
-        if not isinstance(raw, bytes):
-            raise UnsafePickleError(f"numpy data is a {type(raw).__name__}, not bytes")
-        return np.frombuffer(raw, np.dtype(self._code).newbyteorder(self._order))
-
-
-class _Array(metaclass=_SealedType):
-    """Stands for numpy.ndarray; ``values`` are nested lists of numbers."""
-
-    __slots__ = ("values",)
-
-    def __init__(self):
-        self.values = []
-
-    def __setstate__(self, state: Any) -> None:
-        _, shape, dtype, fortran, raw = state
-        if not isinstance(dtype, _DType):
-            raise UnsafePickleError(f"numpy.ndarray with a {type(dtype).__name__} as its dtype")
-        self.values = dtype.read(raw).reshape(shape, order="F" if fortran else "C").tolist()
-
-
 def _new_record(meta: Any) -> _Record:
     if not isinstance(meta, dict):
         raise NetworkPickleError("damaged: a network is saved without its description")
-    persistence.check_format(meta)
     name, state = meta.get("class_name"), meta.get("state")
     if not isinstance(name, str) or not isinstance(state, dict):
         raise NetworkPickleError("damaged: a network is saved without its class name or state")
+    if not isinstance(meta.get("type"), str) or not isinstance(meta.get("version"), int):
+        raise NetworkPickleError("damaged: a network is saved without its format")
+    persistence.check_format(meta)
     return _Record(name, state)
 
 
@@ -272,13 +239,15 @@ def _new_storage(raw: Any) -> _Storage:
     """Read the file-in-a-pickle that torch packs a storage into, by torch's own safe reader."""
     if not isinstance(raw, bytes):
         raise UnsafePickleError(f"a tensor storage is a {type(raw).__name__}, not bytes")
+    if raw.startswith(b"PK"):  # torch never packs a storage so, and a zip can unpack to terabytes
+        raise UnsafePickleError("a tensor storage is a zip, not in torch's storage format")
     try:
         storage = torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as err:
         # torch goes on to recommend its unsafe reader: keep only the name it stumbled over.
         name = re.search(r"GLOBAL ([\w.]+)", str(err))
         raise UnsafePickleError(
-            f"a tensor storage refers to {name[1]}, which is not on the list of safe names"
+            f"a tensor storage refers to {name[1][:100]}, which is not on the list of safe names"
             if name
             else "a tensor storage is not in torch's storage format"
         ) from None
@@ -296,9 +265,11 @@ def _new_tensor(storage, offset, size, stride, requires_grad=False, *_unused) ->
         type(n) is int and n >= 0 for n in (offset, *size, *stride)
     ):
         raise NetworkPickleError("damaged: a tensor with an impossible shape")
-    # torch would enlarge the storage to whatever the shape asks for.
+    # torch would enlarge the storage to whatever the shape asks for, and a stride of 0 would let
+    # one number stand for any shape.
+    available = storage.data.nbytes() // storage.dtype.itemsize
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
-    if 0 not in size and last >= storage.data.nbytes() // storage.dtype.itemsize:
+    if 0 not in size and (last >= available or math.prod(size) > available):
         raise NetworkPickleError("damaged: a tensor is larger than its storage")
     tensor = torch.empty(0, dtype=storage.dtype).set_(storage.data, offset, size, stride)
     return _SavedTensor(tensor.requires_grad_(bool(requires_grad)))
@@ -311,42 +282,24 @@ def _new_parameter(saved, requires_grad=True, *_unused) -> _SavedTensor:
     return _SavedTensor(saved.tensor.detach().requires_grad_(bool(requires_grad)))
 
 
-def _new_scalar(dtype: Any, raw: Any) -> bool | int | float:
-    if not isinstance(dtype, _DType):
-        raise UnsafePickleError(f"numpy scalar with a {type(dtype).__name__} as its dtype")
-    return dtype.read(raw)[0].item()
-
-
-def _encode(text: Any, encoding: Any = "latin1") -> bytes:
-    """``_codecs.encode``, which old pickle protocols spell bytes with."""
-    if not isinstance(text, str) or encoding != "latin1":
-        raise UnsafePickleError(f"_codecs.encode is only accepted for latin1, not {encoding!r}")
-    return text.encode("latin1")
-
-
 def _allowed_names() -> dict[tuple[str, str], Any]:
     allowed: dict[tuple[str, str], Any] = {
-        ("collections", "OrderedDict"): OrderedDict,
-        ("dnnlib.util", "EasyDict"): _EasyDict,
-        ("dnnlib", "EasyDict"): _EasyDict,
-        ("torch_utils.persistence", "_reconstruct_persistent_obj"): _Function(_new_record),
-        ("torch.storage", "_load_from_bytes"): _Function(_new_storage),
-        ("torch._utils", "_rebuild_tensor"): _Function(_new_tensor),
-        ("torch._utils", "_rebuild_tensor_v2"): _Function(_new_tensor),
-        ("torch._utils", "_rebuild_parameter"): _Function(_new_parameter),
-        ("torch._utils", "_rebuild_parameter_with_state"): _Function(_new_parameter),
-        ("torch", "Size"): _Function(lambda sizes=(): tuple(sizes)),
-        ("torch", "device"): _Function(lambda *args: ":".join(str(arg) for arg in args)),
-        ("numpy", "dtype"): _DType,
-        ("numpy", "ndarray"): "numpy.ndarray",
-        ("_codecs", "encode"): _Function(_encode),
+        **NUMPY_NAMES,
+        ("collections", "OrderedDict"): SealedDict,
+        ("dnnlib.util", "EasyDict"): SealedDict,
+        ("dnnlib", "EasyDict"): SealedDict,
+        ("torch_utils.persistence", "_reconstruct_persistent_obj"): SafeFunction(_new_record),
+        ("torch.storage", "_load_from_bytes"): SafeFunction(_new_storage),
+        ("torch._utils", "_rebuild_tensor"): SafeFunction(_new_tensor),
+        ("torch._utils", "_rebuild_tensor_v2"): SafeFunction(_new_tensor),
+        ("torch._utils", "_rebuild_parameter"): SafeFunction(_new_parameter),
+        ("torch._utils", "_rebuild_parameter_with_state"): SafeFunction(_new_parameter),
+        ("torch", "Size"): SafeFunction(lambda sizes=(): tuple(sizes)),
+        ("torch", "device"): SafeFunction(lambda *_: "torch.device"),
     }
     for module in ("builtins", "__builtin__"):  # the second is its name in protocol 2
         allowed[module, "set"] = set
-        allowed[module, "bytes"] = _Function(lambda: b"")  # how protocol 2 spells empty bytes
-    for package in ("numpy.core", "numpy._core"):
-        allowed[f"{package}.multiarray", "scalar"] = _Function(_new_scalar)
-        allowed[f"{package}.multiarray", "_reconstruct"] = _Function(lambda *_: _Array())
+        allowed[module, "bytes"] = SafeFunction(lambda: b"")  # how protocol 2 spells empty bytes
     # Types that old pickles mention without using them become their own names.
     for kind in ("Float", "Double", "Half", "BFloat16", "Byte", "Char", "Short", "Int", "Long"):
         allowed["torch", f"{kind}Storage"] = f"torch.{kind}Storage"

@@ -2,7 +2,6 @@
 
 import dataclasses
 import logging
-import re
 import sys
 
 import click
@@ -172,13 +171,12 @@ def configure(given):
 
 def check_device(device):
     """Refuse a device that is not there."""
-    import torch
+    from torch_utils.devices import find_device
 
-    named = re.fullmatch(r"cpu|cuda(?::([0-9]+))?", device)
-    if not named:
-        raise click.UsageError(f"--device must be cpu, cuda or cuda:N, not {device}")
-    if device != "cpu" and int(named[1] or 0) >= torch.cuda.device_count():
-        raise click.UsageError(f"--device={device} is not there; use --device=cpu")
+    try:
+        find_device(device)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
 
 
 def run(config, dataset, outdir, description):

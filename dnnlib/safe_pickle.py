@@ -2,10 +2,12 @@
 
 import copyreg
 import pickle
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, BinaryIO, final
 
-__all__ = ["RestrictedUnpickler", "UnsafePickleError"]
+from dnnlib.util import printable
+
+__all__ = ["RestrictedUnpickler", "SafeFunction", "SealedDict", "SealedType", "UnsafePickleError"]
 
 
 class UnsafePickleError(pickle.UnpicklingError):
@@ -21,9 +23,12 @@ class RestrictedUnpickler(pickle.Unpickler):
     as Python 2 did (``__builtin__``, ``copy_reg``): list those spellings where they are wanted.
 
     A value of ``allowed`` can be called with any arguments, and the pickle may try to set
-    attributes on it: give builtins, or functions and classes made for the purpose.
+    attributes on it and on what it returns: give builtins, SafeFunction, or classes of SealedType.
 
     Raises UnsafePickleError, naming the thing, for every other global and for persistent ids.
+    What no list of names can bound are flaws of CPython's unpickler itself: a file can make it
+    fill the memory (by a huge memo index), or work for ever or overflow the stack (by hashing
+    tuples that are nested very deep). At worst the process ends; it runs no code.
     """
 
     def __init__(
@@ -44,10 +49,50 @@ class RestrictedUnpickler(pickle.Unpickler):
             return self._allowed[module, name]
         except KeyError:
             raise UnsafePickleError(
-                f"the pickle refers to {module}.{name}, which is not on the list of safe names; "
-                f"nothing of it was executed"
+                f"the pickle refers to {printable(f'{module}.{name}')}, which is not on the list "
+                f"of safe names; nothing of it was executed"
             ) from None
 
     def persistent_load(self, pid: Any) -> Any:
         """Refuse: a persistent id stands for an object outside the pickle."""
-        raise UnsafePickleError(f"the pickle refers to an outside object by persistent id {pid!r}")
+        raise UnsafePickleError(
+            f"the pickle refers to an outside object by persistent id {printable(str(pid))}"
+            if isinstance(pid, str | int)
+            else "the pickle refers to an outside object by persistent id"
+        )
+
+
+class SafeFunction:
+    """A function that a pickle may call and cannot change."""
+
+    __slots__ = ("_call",)
+
+    def __init__(self, call: Callable):
+        object.__setattr__(self, "_call", call)
+
+    def __call__(self, *args: Any) -> Any:
+        """Call the function."""
+        return self._call(*args)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise UnsafePickleError(f"the pickle tries to set {name[:100]!r} on a safe name")
+
+
+class SealedType(type):
+    """Metaclass of classes that a pickle may instantiate and cannot change.
+
+    Give them ``__slots__``, or the pickle may set attributes on their instances.
+    """
+
+    def __setattr__(cls, name: str, value: Any) -> None:
+        raise UnsafePickleError(f"the pickle tries to set {name[:100]!r} on {cls.__name__}")
+
+
+class SealedDict(dict, metaclass=SealedType):
+    """Stands for subclasses of dict: items and no attributes."""
+
+    __slots__ = ()
+
+    def __setstate__(self, state: Any) -> None:
+        if state:  # some Python versions write an empty one
+            raise UnsafePickleError("a dict has attributes besides its items")

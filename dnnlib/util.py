@@ -10,7 +10,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-__all__ = ["DownloadError", "EasyDict", "atomic_write", "cache_path", "is_url", "open_url"]
+__all__ = [
+    "DownloadError",
+    "EasyDict",
+    "atomic_write",
+    "cache_path",
+    "first_line",
+    "is_url",
+    "open_url",
+    "printable",
+]
 
 _TIMEOUT = (10, 60)  # seconds to connect, seconds between two chunks
 _CHUNK = 1 << 18  # bytes
@@ -38,24 +47,38 @@ class EasyDict(dict):
             raise AttributeError(f"EasyDict has no item {name!r}") from None
 
 
+def printable(text: str, limit: int = 100) -> str:
+    """``text`` fit for a message of one line: control characters escaped, the end cut off."""
+    shown = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text[:limit])
+    return shown + "..." if len(text) > limit else shown
+
+
+def first_line(error: BaseException) -> str:
+    """The error's first line of text, or its class name where it has none."""
+    lines = str(error).strip().splitlines()
+    return printable(lines[0], 200) if lines else type(error).__name__
+
+
 class DownloadError(OSError):
     """A URL could not be fetched; the message says where the file may be put by hand."""
 
 
 @contextlib.contextmanager
-def atomic_write(path: str | os.PathLike) -> Iterator[BinaryIO]:
+def atomic_write(path: str | os.PathLike, durable: bool = True) -> Iterator[BinaryIO]:
     """Context that yields a new binary file which replaces ``path`` when the block succeeds.
 
     A reader sees the old file or the whole new one. After an error the old file is untouched and
-    nothing is left beside it. Raises OSError when the file cannot be written.
+    nothing is left beside it. Raises OSError when the file cannot be written. ``durable=False``
+    is faster, for files that a crash of the machine may take.
     """
     path = Path(path)
-    part = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
+    part = path.with_name(f".{secrets.token_hex(8)}.part")
     try:
         with open(part, "xb") as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())  # a rename may reach the disk before the data does
+            if durable:  # a rename may reach the disk before the data does
+                file.flush()
+                os.fsync(file.fileno())
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
@@ -116,14 +139,9 @@ def _download(url: str, path: Path) -> None:
             _store(response, path)
     except (requests.RequestException, OSError) as err:
         raise DownloadError(
-            f"cannot download {url} ({_reason(err)}); "
+            f"cannot download {url} ({first_line(err)}); "
             f"check the connection, or put the file at {path} by hand"
         ) from err
-
-
-def _reason(err: BaseException) -> str:
-    text = str(err).strip().splitlines()
-    return text[0][:200] if text else type(err).__name__
 
 
 def _store(response: Any, path: Path) -> None:

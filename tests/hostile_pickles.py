@@ -123,7 +123,7 @@ HOSTILE = {
         True,
     ),
     "in a storage": (in_storage, SYSTEM, True),
-    "in a zipped storage": (lambda s: in_storage(s, zipped=True), SYSTEM, True),
+    "in a zipped storage": (lambda s: in_storage(s, zipped=True), "storage is a zip", True),
     "storage is text": (
         lambda _: called(torch.storage._load_from_bytes, "x"),
         "storage is a str",
@@ -156,7 +156,7 @@ HOSTILE = {
     ),
     "network as an argument": (
         lambda s: pickle.dumps({"G": record("Generator", s, _init_args=([record("Evil", s)],))}),
-        r"G \(Generator\) argument 0 holds a Evil",
+        r"G \(Generator\) argument 0 holds a 'Evil'",
         False,
     ),
     "bytes as an argument": (
@@ -207,14 +207,14 @@ HOSTILE = {
     "other encoding": (lambda _: b"c_codecs\nencode\n(S'a'\nS'zip'\ntR.", "_codecs.encode", False),
     "attribute of EasyDict": (
         lambda _: setattr_on_a_name("dnnlib.util", "EasyDict"),
-        "EasyDict",
+        "SealedDict",
         False,
     ),
     "attribute of the loader": (lambda _: setattr_on_a_name(*REBUILD), "'update'", False),
     "attribute of numpy.dtype": (lambda _: setattr_on_a_name("numpy", "dtype"), "DType", False),
     "attribute of OrderedDict": (
         lambda _: setattr_on_a_name("collections", "OrderedDict"),
-        "OrderedDict",
+        "SealedDict",
         False,
     ),
     "attribute of set": (lambda _: setattr_on_a_name("builtins", "set"), "set", False),

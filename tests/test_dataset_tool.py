@@ -126,6 +126,7 @@ def test_archive_layout_and_determinism(tmp_path):
     with zipfile.ZipFile(tmp_path / "a.zip") as archive:
         infos = archive.infolist()
     assert {info.compress_type for info in infos} == {zipfile.ZIP_STORED}
+    assert {info.external_attr >> 16 for info in infos} == {0o644}
     names = [info.filename for info in infos]
     assert names[999:] == [
         "00000/img00000999.png",
@@ -315,7 +316,7 @@ def test_unusable_destinations(tmp_path):
     (tmp_path / "folder.zip").mkdir()
     (tmp_path / "file").write_text("text")
     for dest, message in [
-        ("in", "is there and not empty"),
+        ("in", "is the source itself"),
         ("file", "is there and not empty"),
         ("folder.zip", "is a folder"),
         ("file/out.zip", "cannot be written"),
@@ -326,6 +327,23 @@ def test_unusable_destinations(tmp_path):
     assert len(convert(source, tmp_path / "empty")) == 1
     run(f"--source={source}", f"--dest={tmp_path / 'new' / 'deep' / 'out.zip'}")
     assert stat.S_IMODE((tmp_path / "new" / "deep" / "out.zip").stat().st_mode) & 0o400
+
+
+def test_the_source_is_never_overwritten(tmp_path):
+    source = make_data.write_zip(tmp_path / "in.zip", {"a.png": image((16, 16))})
+    before = (tmp_path / "in.zip").read_bytes()
+    (tmp_path / "link.zip").symlink_to(source)
+    for dest in ("in.zip", "link.zip"):
+        output = run(f"--source={source}", f"--dest={tmp_path / dest}", code=1)
+        assert "is the source itself" in output
+    assert (tmp_path / "in.zip").read_bytes() == before
+
+
+def test_names_of_files_cannot_write_to_the_terminal(tmp_path):
+    name = "a\x1b[2J\nError: all is lost" + "x" * 200 + ".png"
+    source = make_data.write_zip(tmp_path / "in.zip", {name: b"damaged"})
+    output = run(f"--source={source}", f"--dest={tmp_path / 'out'}", code=1)
+    assert r"  a\x1b[2J\nError: all is lostx" in output and "x" * 100 not in output
 
 
 @pytest.mark.parametrize("dest", ["out.zip", "out"])
@@ -365,6 +383,20 @@ def test_a_source_that_changes_after_the_scan(tmp_path, monkeypatch):
     output = run(f"--source={source}", f"--dest={tmp_path / 'out'}", code=1)
     assert "'a.png' has changed since the scan" in output
     assert os.listdir(tmp_path) == ["in"]
+
+
+def test_a_source_that_shrinks_after_the_scan(tmp_path, monkeypatch):
+    source = make_data.write_mnist(tmp_path, make_data.pixels(3, 28, channels=1), [0, 1, 2])
+    check = dataset_tool.scan
+
+    def scan_and_shrink(*args):
+        plan = check(*args)
+        plan.keep.append(True)
+        return plan
+
+    monkeypatch.setattr(dataset_tool, "scan", scan_and_shrink)
+    output = run(f"--source={source}", f"--dest={tmp_path / 'out'}", code=1)
+    assert "The source has changed since the scan" in output and not (tmp_path / "out").exists()
 
 
 class Hostile:

@@ -82,6 +82,7 @@ def expected(G, seed, class_idx=None, psi=1.0):
         ("3-3", [3]),
         (" 2 , 4 - 5 ", [2, 4, 5]),
         ("4294967295", [4294967295]),
+        ("3,1-4,3", [3, 1, 2, 4]),
     ],
 )
 def test_parse_seeds(text, seeds):
@@ -98,6 +99,8 @@ def test_parse_seeds(text, seeds):
         ("1.5", "no seed"),
         ("9-5", "write 5-9"),
         ("4294967296", "above 4294967295"),
+        ("0-400000000", "more than 1000000 seeds"),
+        ("0-999999,1000000", "more than 1000000 seeds"),
     ],
 )
 def test_bad_seeds(text, message, nets, tmp_path):
@@ -106,6 +109,11 @@ def test_bad_seeds(text, message, nets, tmp_path):
     result = generated(nets["plain"][0], tmp_path / "out", f"--seeds={text}", code=2)
     assert message in result.output
     assert not (tmp_path / "out").exists()
+
+
+def test_every_seed_is_made_and_counted_once(nets, tmp_path):
+    result = generated(nets["plain"][0], tmp_path, "--seeds=1,1-2,1")
+    assert "Saved 2 images" in result.output
 
 
 @pytest.mark.parametrize("batch", [1, 2, 8])
@@ -173,6 +181,25 @@ def test_projected_latents(nets, tmp_path):
     assert np.abs(read(tmp_path / "out" / "proj02.png")[1] - expected(G, 2)).max() <= 1
 
 
+@pytest.mark.parametrize("dtype", [">f4", "f2", "longdouble"])
+def test_projected_latents_of_any_float_type(nets, tmp_path, dtype):
+    np.savez(tmp_path / "w.npz", w=np.ones((1, 4, 8), dtype))
+    generated(nets["plain"][0], tmp_path / "out", f"--projected-w={tmp_path}/w.npz")
+    assert (tmp_path / "out" / "proj00.png").exists()
+
+
+def test_random_noise_of_latents_follows_from_their_place(nets, tmp_path):
+    network, G = nets["plain"]
+    np.savez(tmp_path / "w.npz", w=np.ones((2, 4, 8), np.float32))
+    generated(network, tmp_path, f"--projected-w={tmp_path}/w.npz", "--noise-mode=random")
+    first, second = (read(tmp_path / f"proj0{i}.png")[1] for i in (0, 1))
+    torch.manual_seed(1)
+    with torch.no_grad():
+        image = G.synthesis(torch.ones(1, 4, 8), noise_mode="random")[0]
+    image = (image * 127.5 + 128).clamp(0, 255).to(torch.uint8).permute(1, 2, 0).numpy()
+    assert np.abs(second - image).max() <= 1 < np.abs(first - image).max()
+
+
 def test_class_for_an_unconditional_network_is_a_warning(nets, tmp_path):
     result = generated(nets["plain"][0], tmp_path, "--seeds=1", "--class=0")
     assert "Warning: --class has no effect" in result.output
@@ -194,13 +221,34 @@ def one_line(result, *parts):
         ("conditional", ["--seeds=1"], "conditional: give --class, 0 to 2"),
         ("conditional", ["--seeds=1", "--class=3"], "--class=3 is out of range"),
         ("conditional", ["--seeds=1", "--class=-1"], "--class=-1 is out of range"),
-        ("plain", ["--seeds=1", "--device=nowhere"], "--device=nowhere"),
+        ("plain", ["--seeds=1", "--device=meta"], "--device must be cpu, cuda or cuda:N, not meta"),
+        ("plain", ["--seeds=1", "--trunc=nan"], "--trunc"),
         ("plain", ["--seeds=1", "--batch=0"], "--batch"),
         ("plain", ["--seeds=1", "--noise-mode=x"], "--noise-mode"),
     ],
 )
 def test_wrong_usage_exits_with_2(nets, tmp_path, net, args, part):
     one_line(generated(nets[net][0], tmp_path / "out", *args, code=2), part)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("grid", ["seed0001.png", "none/grid.png", ".", "../out/seed0001.png"])
+def test_grid_that_cannot_be_written(nets, tmp_path, grid):
+    outdir = tmp_path / "out"
+    one_line(generated(nets["plain"][0], outdir, "--seeds=1", f"--grid={grid}", code=2), "--grid")
+    assert not outdir.exists()
+
+
+def test_networks_that_make_no_pictures(tmp_path):
+    make_snapshot(tmp_path / "x.pkl", img_channels=2)
+    result = generated(tmp_path / "x.pkl", tmp_path / "out", "--seeds=1", code=1)
+    one_line(result, "x.pkl", "no generator of grey or RGB images")
+
+
+def test_array_in_place_of_an_archive(nets, tmp_path):
+    np.save(tmp_path / "w.npy", np.zeros((1, 5, 8)))
+    args = (f"--projected-w={tmp_path}/w.npy", "--seeds=1")
+    one_line(generated(nets["plain"][0], tmp_path / "out", *args, code=1), "w.npy", "numpy.savez")
 
 
 def test_missing_required_options():
@@ -251,7 +299,8 @@ def test_outdir_that_cannot_be_written(nets, tmp_path):
         ({"v": np.zeros((1, 5, 8))}, "w is not a file in the archive"),
         ({"w": np.zeros((5, 8))}, "shape [5, 8]"),
         ({"w": np.zeros((1, 6, 8))}, "shape [1, 6, 8]"),
-        ({"w": np.zeros((1, 5, 8), int)}, "int64"),
+        ({"w": np.zeros((0, 4, 8))}, "shape [0, 4, 8]"),
+        ({"w": np.zeros((1, 4, 8), int)}, "int64"),
         ({"w": np.array([{}], dtype=object)}, "allow_pickle=False"),
     ],
 )

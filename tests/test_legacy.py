@@ -262,6 +262,106 @@ def test_endless_nesting_is_refused():
         load(pickle.dumps({"G": hostile}))
 
 
+def doubled(value, wrap, times=60):
+    """Refers to the value 2^times times, in a pickle of about times * 10 bytes."""
+    for _ in range(times):
+        value = wrap(value)
+    return value
+
+
+@pytest.mark.parametrize(
+    ("changes", "times"),
+    [
+        ({"_init_args": (doubled(0, lambda x: [x, x], 30),)}, 1),
+        ({"_init_args": (doubled(0, lambda x: (x, x), 30),)}, 1),
+        ({"_init_kwargs": doubled({}, lambda x: {"a": x, "b": x}, 30)}, 1),
+        ({"_init_args": (np.zeros(legacy._MAX_ITEMS),)}, 1),
+        ({}, 30),
+    ],
+)
+def test_work_is_bounded_when_things_are_shared(changes, times, monkeypatch):
+    visits = []
+    visit = legacy._Checker._visit
+    monkeypatch.setattr(legacy._Checker, "_visit", lambda *args: visits.append(1) or visit(*args))
+    net = record("Generator", "x", **changes)
+    net = doubled(net, lambda x: record("Generator", "x", _modules={"a": x, "b": x}), times - 1)
+    with pytest.raises(legacy.NetworkPickleError, match="no network has so many"):
+        load(pickle.dumps({"G": net}))
+    assert len(visits) <= legacy._MAX_ITEMS + 1
+
+
+def test_circles_are_refused():
+    circle = []
+    circle += [circle, circle]
+    with pytest.raises(ValueError, match="nested too deeply"):
+        load(pickle.dumps({"G": record("Generator", "x", _init_args=(circle,))}))
+
+
+def test_shared_things_are_not_written_out_in_messages():
+    value = doubled(0, lambda x: [x, x])
+    for changed in ("type", "version"):
+        meta = dict(type="class", version=6, class_name="Generator", state={}, module_src="")
+        hostile = Call(_reconstruct_persistent_obj, {**meta, changed: value})
+        with pytest.raises(ValueError, match="without its format"):
+            load(pickle.dumps({"G": hostile}))
+    with pytest.raises(ValueError, match="'G' is a str"):
+        load(pickle.dumps({"G": Call(torch.device, value)}))
+
+
+def test_names_in_messages_are_cut_and_escaped():
+    name = "\x1b[2J\nError" + "x" * 10_000
+    for data in (
+        {"G": record(name, "x")},
+        {"G": record("Generator", "x", _init_args=(record(name, "x"),))},
+        {"G": record("Generator", "x", _modules={name: record("Generator", "x")})},
+    ):
+        with pytest.raises((legacy.UnsafePickleError, ValueError)) as info:
+            load(pickle.dumps(data))
+        assert str(info.value).isprintable() and len(str(info.value)) < 400
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        (dict(NET, w_dim=1 << 20, mapping_kwargs=dict(num_layers=2)), "has shape"),
+        (dict(NET, mapping_kwargs=dict(num_layers=1 << 20)), "arguments ask for more"),
+        (dict(NET, mapping_kwargs=dict(num_layers=10**9)), "argument above"),
+        (dict(NET, img_resolution=float(2**1000)), "rebuild"),
+    ],
+)
+def test_arguments_that_ask_for_too_much_are_refused(networks, kwargs, message, monkeypatch):
+    made = []  # outside the meta device
+    randn = torch.randn
+    monkeypatch.setattr(
+        torch, "randn", lambda *a, **k: (made.append(x) if (x := randn(*a, **k)).is_cpu else 0) or x
+    )
+    G = make_networks()["G"]
+    made.clear()
+    G._init_kwargs.clear()
+    G._init_kwargs.update(c_dim=2, **kwargs)
+    with pytest.raises(legacy.NetworkPickleError, match=message):
+        load(pickle.dumps(dict(networks, G=G)))
+    assert not made
+
+
+def test_buffers_that_are_not_saved_are_left_out(networks):
+    G = make_networks()["G"]
+    G.mapping.register_buffer("scratch", torch.ones(1), persistent=False)
+    loaded = load(pickle.dumps(dict(networks, G=G)))["G"]
+    assert loaded.state_dict().keys() == G.state_dict().keys()
+
+
+def test_a_pipe_can_be_read(networks):
+    class Pipe(io.BytesIO):
+        def seekable(self):
+            return False
+
+        def seek(self, *_args):
+            raise io.UnsupportedOperation
+
+    assert_same_networks(legacy.load_network_pkl(Pipe(pickle.dumps(networks))), networks)
+
+
 def test_tensor_beyond_its_storage_is_refused():
     storage = torch_file(
         torch.storage.TypedStorage(
@@ -270,7 +370,12 @@ def test_tensor_beyond_its_storage_is_refused():
         zipped=False,
     )
     packed = Call(torch.storage._load_from_bytes, storage)
-    for offset, size, stride in ((0, (5,), (1,)), (1, (2, 2), (2, 1)), (-1, (1,), (1,))):
+    for offset, size, stride in (
+        (0, (5,), (1,)),
+        (1, (2, 2), (2, 1)),
+        (-1, (1,), (1,)),
+        (0, (5,), (0,)),
+    ):
         tensor = Call(torch._utils._rebuild_tensor_v2, packed, offset, size, stride, False, {})
         with pytest.raises(ValueError, match="damaged: a tensor"):
             load(pickle.dumps({"G": tensor}))

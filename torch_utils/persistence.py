@@ -6,16 +6,19 @@ StyleGAN2-ADA-PyTorch. The source lets a program that has never seen the class r
 executing it. This module writes the source, and never executes it.
 """
 
+import contextlib
 import copy
 import functools
 import importlib
 import inspect
+import itertools
 import pickle
 import sys
 from collections.abc import Iterator, Mapping, Set
 from typing import Any, TypeVar
 
 import torch
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 __all__ = [
     "check_format",
@@ -26,6 +29,7 @@ __all__ = [
 ]
 
 FORMAT_VERSION = 6
+_MAX_ARGUMENT = 1 << 20  # integers in saved constructor arguments: sizes and numbers of layers
 
 # Where networks live. They are imported by name, when a pickle asks for a class, because this
 # package must not depend on training.
@@ -101,15 +105,43 @@ def rebuild_module(cls: type, state: Mapping[str, Any]) -> torch.nn.Module:
     requires_grad flags. Raises ValueError, naming the tensor, when one is missing, left over, of
     another shape or no real number.
     """
-    # The initial values are overwritten: drawing them must not disturb the caller's random state.
-    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-        module = cls(*state["_init_args"], **state["_init_kwargs"])
+    args, kwargs = state["_init_args"], state["_init_kwargs"]
+    if any(isinstance(n, int) and abs(n) > _MAX_ARGUMENT for n in _values([args, kwargs])):
+        raise ValueError(f"{cls.__name__} has an argument above {_MAX_ARGUMENT}")
     saved = dict(tensors_of_state(state))
-    own = module.state_dict(keep_vars=True)
+    # On the meta device first, where tensors take no memory: arguments may ask for anything.
+    with _at_most(len(saved), cls.__name__), torch.device("meta"):
+        own = cls(*args, **kwargs).state_dict(keep_vars=True)
     _require_same_names(cls.__name__, own.keys(), saved.keys())
     for name, target in own.items():
-        _copy_tensor(target, saved[name], f"{cls.__name__}.{name}")
+        _require_fit(target, saved[name], f"{cls.__name__}.{name}")
+    # The initial values are overwritten: drawing them must not disturb the caller's random state.
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        module = cls(*args, **kwargs)
+    for name, target in module.state_dict(keep_vars=True).items():
+        with torch.no_grad():
+            target.copy_(saved[name])
+        if isinstance(target, torch.nn.Parameter):
+            target.requires_grad_(saved[name].requires_grad)
     return module.train(bool(state["training"]))
+
+
+@contextlib.contextmanager
+def _at_most(count: int, owner: str) -> Iterator[None]:
+    """Context that ends a constructor whose loops make more parameters than were saved."""
+    made = itertools.count(1)
+
+    def check(_module, _name, parameter):
+        if parameter is not None and next(made) > count:
+            raise ValueError(
+                f"saved {owner} lacks tensors: it has {count}, its arguments ask for more"
+            )
+
+    handle = register_module_parameter_registration_hook(check)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def _require_same_names(owner: str, own: Set[str], saved: Set[str]) -> None:
@@ -121,7 +153,7 @@ def _require_same_names(owner: str, own: Set[str], saved: Set[str]) -> None:
         )
 
 
-def _copy_tensor(target: torch.Tensor, source: torch.Tensor, name: str) -> None:
+def _require_fit(target: torch.Tensor, source: torch.Tensor, name: str) -> None:
     if source.shape != target.shape:
         raise ValueError(
             f"saved tensor {name!r} has shape {list(source.shape)}, "
@@ -129,10 +161,6 @@ def _copy_tensor(target: torch.Tensor, source: torch.Tensor, name: str) -> None:
         )
     if source.is_floating_point() != target.is_floating_point() or source.is_complex():
         raise ValueError(f"saved tensor {name!r} has dtype {source.dtype}, not {target.dtype}")
-    with torch.no_grad():
-        target.copy_(source)
-    if isinstance(target, torch.nn.Parameter):
-        target.requires_grad_(source.requires_grad)
 
 
 def _reconstruct_persistent_obj(meta: Mapping[str, Any]) -> Any:

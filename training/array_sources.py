@@ -5,7 +5,6 @@ import os
 import re
 import tarfile
 import zipfile
-import zlib
 from abc import abstractmethod
 from collections.abc import Iterator
 from functools import partial
@@ -14,12 +13,16 @@ from typing import IO, NamedTuple
 import numpy as np
 import PIL.Image
 
-from training.image_files import DatasetError, FileStore, first_line, open_store
+from dnnlib.util import first_line
+from training.image_files import MAX_CLASSES, DatasetError, FileStore, check_size, open_store
 from training.image_source import ImageSource, SourceImage
 from training.pickled_arrays import load_pickled_batch
 
+_NO_PLANES = "'{}': 'data' must be uint8 rows of three square planes."
+_MAX_ROW_BYTES = 3 * 1024**2
 _CHUNK = 4096  # images read at a time where a file can be read piecewise
-_READ_ERRORS = (OSError, EOFError, zlib.error, tarfile.TarError, zipfile.BadZipFile)
+_MAX_BATCH_BYTES = 4 << 30  # the largest published batch has 1.6 GB
+_MAX_LABEL_BYTES = 64 << 20
 
 
 class Batch(NamedTuple):
@@ -40,6 +43,14 @@ class ArraySource(ImageSource):
     def __init__(self, labels: str = "auto") -> None:
         super().__init__()
         self._labels = labels
+
+    def _note_absent(self, name: str, found: set[int], count: int) -> None:
+        absent = sorted(set(range(1, count + 1)) - found)
+        if absent:
+            self.notes.append(
+                f"of {name}1..{count}, {', '.join(map(str, absent))} are not there; "
+                "the archive will hold the others"
+            )
 
     @abstractmethod
     def batches(self) -> Iterator[Batch]:
@@ -76,7 +87,9 @@ class CifarSource(ArraySource):
                 "other tarballs have to be unpacked first."
             )
         label_key = "labels"
-        if "train" in contents:
+        if "train" not in contents:
+            self._note_absent("data_batch_", {int(name[-1]) for name in contents}, 5)
+        else:
             self.kind = "cifar-100"
             self.label_choices = ("auto", "none", "coarse")
             label_key = "coarse_labels" if labels == "coarse" else "fine_labels"
@@ -105,17 +118,20 @@ class CifarSource(ArraySource):
     @staticmethod
     def _read(path: str) -> dict[str, dict]:
         """Unpickle the training batches, by base name, in one pass (150 MB for CIFAR)."""
-        wanted = re.compile(r"(?:.*/)?(data_batch_\d|train)")
+        wanted = re.compile(r"(?:.*/)?(data_batch_[1-5]|train)")
         contents = {}
         try:
             with tarfile.open(path) as tar:
                 for member in tar:
                     match = wanted.fullmatch(member.name)
                     if match and member.isreg():
+                        check_size(member.name, member.size, _MAX_BATCH_BYTES)
                         contents[match[1]] = load_pickled_batch(
                             tar.extractfile(member), member.name
                         )
-        except _READ_ERRORS as error:
+        except DatasetError:
+            raise
+        except Exception as error:  # unpacking can raise anything on damaged data
             raise _damaged(path, error) from error
         return contents
 
@@ -134,12 +150,7 @@ class ImageNetSource(ArraySource):
         super().__init__(labels)
         self._store = open_store(path)
         self._names = self._batch_names(self._store)
-        absent = sorted(set(range(1, 11)) - set(self._names))
-        if absent:
-            self.notes.append(
-                f"of train_data_batch_1..10, {', '.join(map(str, absent))} are not there; "
-                "the archive will hold the others"
-            )
+        self._note_absent("train_data_batch_", set(self._names), 10)
 
     @classmethod
     def matches(cls, path: str) -> bool:
@@ -163,10 +174,13 @@ class ImageNetSource(ArraySource):
         for _, name in sorted(self._names.items()):
             try:
                 yield from self._npz(name) if name.endswith(".npz") else self._pickle(name)
-            except (*_READ_ERRORS, RuntimeError) as error:
+            except DatasetError:
+                raise
+            except Exception as error:  # unpacking can raise anything on damaged data
                 raise _damaged(name, error) from error
 
     def _pickle(self, name: str) -> Iterator[Batch]:
+        check_size(name, self._store.size(name), _MAX_BATCH_BYTES)
         with self._store.open(name) as stream:
             content = load_pickled_batch(stream, name)
         labels = self._from_zero(content.get("labels"), name)
@@ -176,8 +190,10 @@ class ImageNetSource(ArraySource):
         with self._store.open(name) as stream, zipfile.ZipFile(stream) as npz:
             if not {"data.npy", "labels.npy"} <= set(npz.namelist()):
                 raise DatasetError(f"'{name}' lacks the arrays 'data' and 'labels'.")
+            check_size(name, npz.getinfo("labels.npy").file_size, _MAX_LABEL_BYTES)
             with npz.open("labels.npy") as member:
-                labels = self._from_zero(_read_npy(member, name), name)
+                numbers = np.lib.format.read_array(member, allow_pickle=False)
+            labels = self._from_zero(numbers, name)
             first = 0
             with npz.open("data.npy") as member:
                 for rows in _read_npy_rows(member, name):
@@ -210,8 +226,14 @@ class MnistSource(ArraySource):
         self._labels_path = path[: -len(self._ENDING)] + "-labels-idx1-ubyte.gz"
         if not os.path.isfile(self._labels_path):
             raise DatasetError(f"The labels '{self._labels_path}' are missing; put them there.")
-        with gzip.open(path) as stream:
-            self._shape = self._header(stream, path, 3)
+        with gzip.open(path) as images, gzip.open(self._labels_path) as labels:
+            self._shape = self._header(images, path, 3)
+            count = self._header(labels, self._labels_path, 1)[0]
+        if count != self._shape[0]:
+            raise DatasetError(
+                f"'{self._labels_path}' has {count} labels, but '{path}' has {self._shape[0]} "
+                "images; they belong to different parts of the data set."
+            )
 
     @classmethod
     def matches(cls, path: str) -> bool:
@@ -248,7 +270,7 @@ class MnistSource(ArraySource):
     def _exactly(stream: IO[bytes], size: int, path: str) -> bytes:
         try:
             data = stream.read(size)
-        except _READ_ERRORS as error:
+        except Exception as error:  # unpacking can raise anything on damaged data
             raise _damaged(path, error) from error
         if len(data) != size:
             raise DatasetError(f"'{path}' is too short; download it again.")
@@ -293,46 +315,45 @@ def _to_image(pixels: np.ndarray) -> PIL.Image.Image:
     return PIL.Image.fromarray(pixels if pixels.ndim == 2 else pixels.transpose(1, 2, 0).copy())
 
 
+def _side(length: int, name: str) -> int:
+    """Return the side in pixels of an image that is a row of that length."""
+    side = round((length / 3) ** 0.5) if 0 < length <= _MAX_ROW_BYTES else 0
+    if side > 0 and length == 3 * side * side:
+        return side
+    raise DatasetError(_NO_PLANES.format(name))
+
+
 def _planar_images(rows: object, name: str) -> np.ndarray:
     """View rows of red, green and blue planes, uint8 [N, 3*S*S], as images [N, 3, S, S]."""
     if isinstance(rows, np.ndarray) and rows.ndim == 2 and rows.dtype == np.uint8:
-        side = round((rows.shape[1] / 3) ** 0.5)
-        if side > 0 and rows.shape[1] == 3 * side * side:
-            return rows.reshape(-1, 3, side, side)
-    raise DatasetError(f"'{name}': 'data' must be uint8 rows of three square planes.")
+        side = _side(rows.shape[1], name)
+        return rows.reshape(-1, 3, side, side)
+    raise DatasetError(_NO_PLANES.format(name))
 
 
 def _class_numbers(labels: object, name: str) -> np.ndarray:
-    """Check a batch's labels: one row of integers >= 0."""
+    """Check a batch's labels: one row of integers from 0 to MAX_CLASSES - 1."""
     try:
         numbers = np.asarray(labels)
-    except ValueError:  # ragged lists
+    except Exception:  # ragged lists, for one
         numbers = np.zeros(())
-    if numbers.ndim == 1 and numbers.dtype.kind in "iu" and not (numbers < 0).any():
-        return numbers.astype(np.int64)
-    raise DatasetError(f"'{name}': 'labels' must be a list of integers >= 0.")
-
-
-def _read_npy(stream: IO[bytes], name: str) -> np.ndarray:
-    try:
-        return np.lib.format.read_array(stream, allow_pickle=False)
-    except ValueError as error:
-        raise _damaged(name, error) from error
+    if numbers.ndim == 1 and numbers.dtype.kind in "iu":
+        if ((numbers >= 0) & (numbers < MAX_CLASSES)).all():
+            return numbers.astype(np.int64)
+    raise DatasetError(f"'{name}': 'labels' must be a list of integers, 0 to {MAX_CLASSES - 1}.")
 
 
 def _read_npy_rows(stream: IO[bytes], name: str) -> Iterator[np.ndarray]:
     """Read a uint8 matrix in pieces of _CHUNK rows."""
-    try:
-        version = np.lib.format.read_magic(stream)
-        read = {
-            (1, 0): np.lib.format.read_array_header_1_0,
-            (2, 0): np.lib.format.read_array_header_2_0,
-        }[version]
-        shape, fortran_order, dtype = read(stream)
-    except (ValueError, KeyError) as error:
-        raise _damaged(name, error) from error
+    version = np.lib.format.read_magic(stream)
+    read = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }[version]
+    shape, fortran_order, dtype = read(stream)
     if len(shape) != 2 or dtype != np.uint8 or fortran_order:
-        raise DatasetError(f"'{name}': 'data' must be uint8 rows of three square planes.")
+        raise DatasetError(_NO_PLANES.format(name))
+    _side(shape[1], name)  # before as much is read
     for first in range(0, shape[0], _CHUNK):
         size = min(_CHUNK, shape[0] - first)
         data = stream.read(size * shape[1])

@@ -8,11 +8,11 @@ from functools import partial
 
 import PIL.Image
 
+from dnnlib.util import first_line
 from training.array_sources import CifarSource, DigitsSource, ImageNetSource, MnistSource
 from training.image_files import (
     DatasetError,
     Label,
-    first_line,
     image_names,
     open_image,
     open_store,
@@ -59,7 +59,14 @@ class FileSource(ImageSource):
         if choice == "none":
             return {}
         if choice == "auto" and self._store.exists("dataset.json"):
-            return read_labels(self._store) or {}
+            labels = read_labels(self._store) or {}
+            if labels and labels.keys().isdisjoint(self._names):
+                raise DatasetError(
+                    f"dataset.json in '{self._store.path}' labels none of its {len(self._names)} "
+                    f"images: it names '{next(iter(labels))}', there is '{self._names[0]}'; "
+                    "correct the names or add --labels=none."
+                )
+            return labels
         folders = class_folders(self._names)
         if choice == "folders" and folders is None:
             raise DatasetError(

@@ -11,6 +11,7 @@ import numpy as np
 import PIL.Image
 import torch
 
+from dnnlib.util import first_line
 from training.image_files import (
     ALPHA_MODES,
     MIN_RESOLUTION,
@@ -18,7 +19,6 @@ from training.image_files import (
     FileStore,
     ImageHeader,
     Label,
-    first_line,
     image_names,
     is_usable_resolution,
     open_image,
@@ -109,16 +109,12 @@ class ImageFolderDataset(torch.utils.data.Dataset):
 
     def get_label(self, index: int) -> np.ndarray:
         """Return the label of one image, float32 [label_dim]."""
-        label = self.get_raw_label(index)
-        if self.has_onehot_labels:
-            return (np.arange(self.label_dim) == label).astype(np.float32)
-        return label
-
-    def get_raw_label(self, index: int) -> np.ndarray:
-        """Return one image's class number, int64 [], or its vector, float32 [label_dim]."""
         if self._labels is None:
             return np.zeros(0, np.float32)
-        return self._labels[self._indices[index]].copy()
+        label = self._labels[self._indices[index]]
+        if self.has_onehot_labels:
+            return (np.arange(self.label_dim) == label).astype(np.float32)
+        return label.copy()
 
     @property
     def raw_labels(self) -> np.ndarray:
@@ -126,10 +122,6 @@ class ImageFolderDataset(torch.utils.data.Dataset):
         if self._labels is None:
             return np.zeros((len(self), 0), np.float32)
         return self._labels[self._indices]
-
-    def close(self) -> None:
-        """Release the file handle; the next access opens it again."""
-        self._store.close()
 
     def _decode(self, name: str) -> np.ndarray:
         try:

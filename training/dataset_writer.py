@@ -23,8 +23,8 @@ import PIL
 import PIL.Image
 from tqdm import tqdm
 
-from dnnlib.util import atomic_write
-from training.image_files import MIN_RESOLUTION, DatasetError, first_line, is_usable_resolution
+from dnnlib.util import atomic_write, first_line, printable
+from training.image_files import MIN_RESOLUTION, DatasetError, is_usable_resolution
 from training.image_source import ImageSource, SourceImage
 from training.image_transforms import PixelFormatError, Resize, has_alpha, to_grey_or_rgb
 
@@ -66,7 +66,10 @@ class Scan:
         """Return the list of all problems, one line a file, shortened after MAX_LISTED."""
         count = len(self.problems)
         lines = [f"{count} of {len(self.keep)} images cannot be used; nothing was written."]
-        lines += [f"  {name}: {reason}" for name, reason in self.problems[:MAX_LISTED]]
+        lines += [
+            f"  {printable(name)}: {printable(reason)}"
+            for name, reason in self.problems[:MAX_LISTED]
+        ]
         if count > MAX_LISTED:
             lines.append(f"  and {count - MAX_LISTED} more")
         if any(self.keep):
@@ -179,7 +182,9 @@ class _ZipArchive(Archive):
 
     def add(self, name: str, data: bytes) -> None:
         # A fixed time stamp: the same source gives the same bytes. Stored: read without inflating.
-        self._zip.writestr(zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0)), data)
+        info = zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0))
+        info.external_attr = 0o644 << 16  # some unzip programs give files without it no permission
+        self._zip.writestr(info, data)
 
 
 class _FolderArchive(Archive):
@@ -285,7 +290,7 @@ def _progress(
     total = source.count() if total is None else total
     if max_images is not None:
         total = max_images if total is None else min(total, max_images)
-    return tqdm(islice(source.images(), max_images), title, total, unit="img")
+    return tqdm(islice(source.images(), max_images), title, total, unit="img", disable=None)
 
 
 def _is_zip(path: Path) -> bool:

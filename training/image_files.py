@@ -5,7 +5,6 @@ Nothing here imports torch, so that dataset_tool.py starts fast.
 
 import io
 import json
-import math
 import os
 import re
 import struct
@@ -15,12 +14,17 @@ from typing import IO, NamedTuple
 
 import PIL.Image
 
+from dnnlib.util import first_line, printable
+
 IMAGE_EXTENSIONS = frozenset(
     (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 )
 ALPHA_MODES = frozenset(("LA", "La", "PA", "RGBA", "RGBa"))  # of Pillow
 MIN_RESOLUTION = 8
 MAX_CLASSES = 1_000_000  # a larger integer label is a mistake, and its one-hot row would not fit
+
+MAX_FILE_BYTES = 1 << 30  # of an image or dataset.json; more is damage or an attack
+_MAX_FLOAT32 = 3.4e38
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PNG_HEADER_BYTES = 26  # signature, length and type of IHDR, width, height, bit depth, colour type
@@ -32,16 +36,14 @@ Label = int | list[float]
 class DatasetError(ValueError):
     """Data that cannot be used; the message is one line that says what is wrong and what to do."""
 
+    def __init__(self, message: str) -> None:
+        # Names of files may hold anything; a data loader's worker adds lines of its own.
+        super().__init__("\n".join(printable(line, 1000) for line in message.split("\n")))
+
 
 def is_usable_resolution(size: int) -> bool:
     """Whether the networks can be built for images of this many pixels a side."""
     return size >= MIN_RESOLUTION and size & (size - 1) == 0
-
-
-def first_line(error: BaseException) -> str:
-    """Return the error's first line of text, or its class name where it has none."""
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
 
 
 class FileStore(ABC):
@@ -62,6 +64,10 @@ class FileStore(ABC):
         """Whether there is a file of that name."""
 
     @abstractmethod
+    def size(self, name: str) -> int:
+        """Return the length of one file in bytes, unpacked."""
+
+    @abstractmethod
     def open(self, name: str) -> IO[bytes]:
         """Open one file for reading; raises OSError, zipfile.BadZipFile or KeyError."""
 
@@ -75,8 +81,15 @@ class FolderStore(FileStore):
 
     def names(self) -> list[str]:
         """Return the sorted names of all visible files, relative, with forward slashes."""
-        found = []
-        for folder, _, files in os.walk(self.path, onerror=self._unreadable):
+        found, seen = [], set()
+        for folder, folders, files in os.walk(
+            self.path, onerror=self._unreadable, followlinks=True
+        ):
+            folders.sort()
+            if os.path.realpath(folder) in seen:  # links may lead in circles
+                folders.clear()
+                continue
+            seen.add(os.path.realpath(folder))
             prefix = os.path.relpath(folder, self.path).replace(os.sep, "/")
             prefix = "" if prefix == "." else prefix + "/"
             found += [prefix + name for name in files]
@@ -85,6 +98,10 @@ class FolderStore(FileStore):
     def exists(self, name: str) -> bool:
         """Whether there is a file of that name."""
         return os.path.isfile(os.path.join(self.path, name))
+
+    def size(self, name: str) -> int:
+        """Return the length of one file in bytes."""
+        return os.path.getsize(os.path.join(self.path, name))
 
     def open(self, name: str) -> IO[bytes]:
         """Open one file for reading."""
@@ -115,6 +132,10 @@ class ZipStore(FileStore):
     def exists(self, name: str) -> bool:
         """Whether there is a member of that name."""
         return name in self._handle().NameToInfo
+
+    def size(self, name: str) -> int:
+        """Return the length of one member in bytes, unpacked; reading gives no more."""
+        return self._handle().getinfo(name).file_size
 
     def open(self, name: str) -> IO[bytes]:
         """Open one member for reading."""
@@ -160,9 +181,16 @@ def image_names(store: FileStore) -> list[str]:
 
 
 def read_file(store: FileStore, name: str) -> bytes:
-    """Read one file whole."""
+    """Read one file whole; raises DatasetError where it is larger than MAX_FILE_BYTES."""
+    check_size(name, store.size(name), MAX_FILE_BYTES)
     with store.open(name) as stream:
         return stream.read()
+
+
+def check_size(name: str, size: int, limit: int) -> None:
+    """Refuse a file of more than `limit` bytes: small archives can unpack to terabytes."""
+    if size > limit:
+        raise DatasetError(f"'{name}' unpacks to {size} bytes; at most {limit} are read.")
 
 
 def open_image(store: FileStore, name: str) -> PIL.Image.Image:
@@ -205,7 +233,7 @@ def read_labels(store: FileStore) -> dict[str, Label] | None:
     where = f"dataset.json in '{store.path}'"
     try:
         content = json.loads(read_file(store, "dataset.json"))
-    except (ValueError, RecursionError, OSError, zipfile.BadZipFile, RuntimeError) as error:
+    except Exception as error:  # unpacking and parsing can raise anything on damaged data
         raise DatasetError(f"{where} cannot be read: {first_line(error)}.") from error
     if not isinstance(content, dict):
         raise DatasetError(f'{where} must be an object like {{"labels": [["NAME", 6], ...]}}.')
@@ -246,7 +274,8 @@ def _label_kind(label: object) -> str | int | None:
 
 
 def _is_finite_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return number and abs(value) <= _MAX_FLOAT32  # false for NaN
 
 
 def _is_labelled_name(entry: object) -> bool:
@@ -256,4 +285,5 @@ def _is_labelled_name(entry: object) -> bool:
 def _is_visible(name: str) -> bool:
     # Zips made on a Mac carry a shadow "__MACOSX/._NAME" for every file.
     parts = re.split(r"[/\\]", name)
-    return parts[-1] != "" and parts[0] != "__MACOSX" and not parts[-1].startswith(".")
+    hidden = any(part.startswith(".") and part not in (".", "..") for part in parts)
+    return parts[-1] != "" and parts[0] != "__MACOSX" and not hidden

@@ -93,7 +93,7 @@ def save_image_grid(
     picture = PIL.Image.fromarray(grid[:, :, 0] if grid.shape[2] == 1 else grid)
     encoded = io.BytesIO()
     picture.save(encoded, format="PNG")
-    with atomic_write(path) as file:
+    with atomic_write(path, durable=False) as file:
         file.write(encoded.getbuffer())
 
 

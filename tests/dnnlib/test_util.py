@@ -166,3 +166,19 @@ def test_offline_names_url_and_place_for_the_file(server, tmp_path):
     by_hand.write_bytes(b"by hand")
     with util.open_url(url, cache_dir=tmp_path) as file:
         assert file.read() == b"by hand"
+
+
+def test_text_of_others_is_made_fit_for_a_message():
+    assert util.printable("data/ä b.png") == "data/ä b.png"
+    assert util.printable("a\x1b[2J\nb\u202e") == r"a\x1b[2J\nb\u202e"
+    assert util.printable("x" * 101) == "x" * 100 + "..."
+    assert util.first_line(ValueError("\n one\x07\ntwo")) == r"one\x07"
+    assert util.first_line(ValueError()) == "ValueError"
+
+
+@pytest.mark.parametrize("durable", [True, False])
+def test_files_with_the_longest_names_can_be_written(tmp_path, durable):
+    path = tmp_path / ("x" * 255)
+    with util.atomic_write(path, durable=durable) as file:
+        file.write(b"data")
+    assert path.read_bytes() == b"data" and list(tmp_path.iterdir()) == [path]

@@ -1,7 +1,6 @@
 """The augmentation pipe as a function of images; test_augment_draws.py has the statistics."""
 
 import ast
-import json
 import math
 from pathlib import Path
 
@@ -9,11 +8,10 @@ import numpy as np
 import pytest
 import torch
 
+from tests.golden_cases import GOLDEN_DIR, load_cases, relative_error
+from tests.pipes import make_pipe
 from training import augment
 from training.augment import AugmentPipe
-
-GOLDEN = Path(__file__).parents[1] / "golden"
-CASES = json.loads(bytes(np.load(GOLDEN / "augment.npz")["meta"]))
 
 EVERYTHING = dict.fromkeys(
     "xflip rotate90 xint scale rotate aniso xfrac brightness contrast lumaflip hue saturation "
@@ -27,33 +25,21 @@ def _seed():
     torch.manual_seed(0)
 
 
-def make_pipe(p=1.0, **kwargs):
-    pipe = AugmentPipe(**kwargs)
-    # The controller of p sets it in place, too.
-    pipe.p.fill_(p)
-    return pipe
-
-
-def relative_error(a, b):
-    return np.abs(a - b).max() / np.abs(b).max()
-
-
 # Recorded numbers.
 
 
-@pytest.mark.parametrize("index", range(len(CASES)))
-def test_golden(index):
-    case, arrays = CASES[index], np.load(GOLDEN / "augment.npz")
-    x = torch.from_numpy(arrays[f"{index}/x"]).requires_grad_()
+@pytest.mark.parametrize(("case", "arrays"), load_cases("augment"))
+def test_golden(case, arrays):
+    x = torch.from_numpy(arrays["x"]).requires_grad_()
     y = AugmentPipe(**case["kwargs"])(x, debug_percentile=case["percentile"])
-    (dx,) = torch.autograd.grad(y, x, torch.from_numpy(arrays[f"{index}/dy"]))
-    assert relative_error(y.detach().numpy(), arrays[f"{index}/y"]) < 2e-5
-    assert relative_error(dx.numpy(), arrays[f"{index}/dx"]) < 2e-5
+    (dx,) = torch.autograd.grad(y, x, torch.from_numpy(arrays["dy"]))
+    assert relative_error(y, arrays["y"]) < 2e-5
+    assert relative_error(dx, arrays["dx"]) < 2e-5
 
 
 @pytest.mark.parametrize("name", ["Hz_geom", "Hz_fbank"])
 def test_golden_filters(name):
-    expected = np.load(GOLDEN / "augment_filters.npz")[name]
+    expected = np.load(GOLDEN_DIR / "augment_filters.npz")[name]
     buffer = AugmentPipe().state_dict()[name]
     assert buffer.dtype == torch.float32 and buffer.shape == expected.shape
     np.testing.assert_allclose(buffer.numpy(), expected, rtol=0, atol=1e-7)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from training.augment import AugmentPipe
+from tests.pipes import make_pipe
 
 P = 0.3
 # The share of images that change at probability p on 8x8 images. Some draws are the identity:
@@ -34,13 +34,6 @@ EXPECTED_SHARE = {
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
-
-
-def make_pipe(p=1.0, **kwargs):
-    pipe = AugmentPipe(**kwargs)
-    # The controller of p sets it in place, too.
-    pipe.p.fill_(p)
-    return pipe
 
 
 def share_changed(pipe, images):

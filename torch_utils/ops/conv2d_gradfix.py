@@ -1,27 +1,17 @@
 """Convolutions that differentiate twice, with the padding that resampling needs.
 
-`conv2d`, `conv_transpose2d` and `no_weight_gradients` are the names that network sources in the
-official format import. Early PyTorch lacked a fast second derivative of convolutions, hence the
-module's name; today the first two are PyTorch's own functions.
+`conv2d` and `conv_transpose2d` are the names that network sources in the official format import.
+Early PyTorch lacked a fast second derivative of convolutions, hence the module's name; today they
+are PyTorch's own functions.
 """
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as nnf
 from torch.nn.functional import conv2d, conv_transpose2d
 
-__all__ = ["conv2d", "conv2d_padded", "conv2d_upsampled", "conv_transpose2d", "no_weight_gradients"]
-
-
-@contextlib.contextmanager
-def no_weight_gradients() -> Iterator[None]:
-    """Context for differentiating with respect to images alone.
-
-    Changes nothing: `torch.autograd.grad` computes no weight gradient that it is not asked for.
-    """
-    yield
+__all__ = ["conv2d", "conv2d_padded", "conv2d_upsampled", "conv_transpose2d"]
 
 
 def conv2d_padded(

@@ -43,7 +43,8 @@ def setup_filter(
         ValueError: `f` is empty, has more than two dimensions, cannot be separable, or sums to 0
             and cannot be normalised.
     """
-    f = torch.as_tensor(1 if f is None else f, dtype=torch.float32)
+    # On the CPU whatever the default device: the checks need values.
+    f = torch.as_tensor(1 if f is None else f, dtype=torch.float32, device="cpu")
     if f.ndim > 2 or f.numel() == 0:
         raise ValueError(f"filter must have shape [taps] or [fh, fw], not {list(f.shape)}")
     if f.ndim == 0:

@@ -1,0 +1,23 @@
+"""Choosing the torch device that a front door computes on."""
+
+import re
+
+import torch
+
+__all__ = ["find_device"]
+
+
+def find_device(name: str | None = None) -> torch.device:
+    """The device ``cpu``, ``cuda`` or ``cuda:N`` of that name; None: the GPU where there is one.
+
+    Raises ValueError, with a message about ``--device``, for other names and for GPUs that are not
+    there.
+    """
+    if name is None:
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    named = re.fullmatch(r"cpu|cuda(?::([0-9]{1,4}))?", name)
+    if not named:
+        raise ValueError(f"--device must be cpu, cuda or cuda:N, not {name}")
+    if name != "cpu" and int(named[1] or 0) >= torch.cuda.device_count():
+        raise ValueError(f"--device={name} is not there; use --device=cpu")
+    return torch.device(name)
