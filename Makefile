@@ -29,7 +29,7 @@ $(DEMO)/digits.zip: | install
 
 demo: install $(DEMO)/digits.zip
 	$(BIN)/python train.py --data=$(DEMO)/digits.zip --outdir=$(DEMO)/runs --cfg=digits \
-	  --coop-kimg=24 --kimg=40 --gamma=0 --snap=4 --workers=1
+	  --coop-kimg=28 --kimg=40 --gamma=2 --aug=noaug --snap=5 --workers=1
 	$(BIN)/python generate.py --network=$$(ls -t $(DEMO)/runs/*/network-snapshot-*.pkl | head -1) \
 	  --seeds=0-63 --grid --outdir=$(DEMO)/images
 	@echo
