@@ -27,9 +27,7 @@ CONSTANT = "--coop-noise-schedule=constant"
 VARIANTS = {
     "literal noise sqrt(2 eta)": ["--coop-noise=literal", CONSTANT],
     "constant noise 0.03": ["--coop-noise=0.03", CONSTANT],
-    "constant noise 0.01": ["--coop-noise=0.01", CONSTANT],
     "linear noise 0.01": ["--coop-noise=0.01"],
-    "no noise": ["--coop-noise=0"],
     "linear noise 0.01, clamp 1": ["--coop-noise=0.01", "--coop-clamp=1"],
     "constant noise 0.03, clamp 1": ["--coop-noise=0.03", CONSTANT, "--coop-clamp=1"],
     "constant noise 0.03, step clip 0.1": ["--coop-noise=0.03", CONSTANT, "--coop-step-clip=0.1"],
