@@ -141,12 +141,13 @@ def refuse_unavailable(given):
 
 def configure(given):
     """Open the data set and complete the settings; returns (`TrainingConfig`, data set)."""
-    import torch
-
+    from torch_utils.devices import find_device
     from training.dataset import DatasetError, ImageFolderDataset
 
-    given.setdefault("device", "cuda" if torch.cuda.is_available() else "cpu")
-    check_device(given["device"])
+    try:
+        given["device"] = str(find_device(given.get("device")))
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
     # The CPU has no float16 convolutions.
     if given.pop("fp32", False) or given["device"] == "cpu":
         given["num_fp16_res"] = 0
@@ -166,16 +167,6 @@ def configure(given):
     try:
         return TrainingConfig.from_options(given, resolution=dataset.resolution), dataset
     except ConfigError as error:
-        raise click.UsageError(str(error)) from error
-
-
-def check_device(device):
-    """Refuse a device that is not there."""
-    from torch_utils.devices import find_device
-
-    try:
-        find_device(device)
-    except ValueError as error:
         raise click.UsageError(str(error)) from error
 
 
