@@ -24,7 +24,6 @@ NUMERIC = [
     if isinstance(parameter.type, train.FloatOrLiteral)
     or parameter.type in (click.INT, click.FLOAT)
 ]
-NUMERIC = [option for option in NUMERIC if option not in ("--p", "--target")]  # not available yet
 
 
 def test_the_list_of_numeric_options():
