@@ -21,6 +21,7 @@ from training.config import TrainingConfig
 from training.presets import CFG_NAMES
 
 ROOT = Path(train.__file__).parent
+FORK = "ignore::DeprecationWarning:multiprocessing.popen_fork"  # see tiny.starts_workers
 
 
 @pytest.fixture(scope="module")
@@ -174,7 +175,7 @@ def test_cooperative_throughout_and_as_a_program_of_its_own(data, tmp_path):
     ]  # fmt: skip
     done = subprocess.run(
         command, cwd=tmp_path, capture_output=True, text=True, check=True,
-        env=os.environ | {"PYTHONWARNINGS": "error"},
+        env=os.environ | {"PYTHONWARNINGS": f"error,{FORK}"},
     )  # fmt: skip
     assert "training is cooperative throughout" in done.stdout
     assert "cooperative, kimg" in done.stderr or "%|" in done.stderr, "a progress bar"

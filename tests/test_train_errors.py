@@ -111,6 +111,7 @@ def test_archives_that_cannot_be_read(tmp_path, content):
     assert "data.zip" in line
 
 
+@tiny.starts_workers
 @pytest.mark.parametrize("workers", [0, 2])
 def test_an_image_that_turns_out_damaged_while_training_is_named(tmp_path, workers):
     count = 32 * 32 + 1  # one more than reals.png shows

@@ -1,10 +1,14 @@
 """The smallest data set, settings and networks that make a whole run, for the tests."""
 
+import pytest
 import torch
 
 from tests import make_data
 from training.config import TrainingConfig
 from training.networks import Discriminator, Generator
+
+# From Python 3.12 on, forking while PyTorch has threads is warned of; data-loader workers do so.
+starts_workers = pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
 
 
 def write_data(path, count=20, size=8, classes=3, channels=1):

@@ -8,7 +8,7 @@ def ema_decay(batch, nimg, ema_kimg, rampup):
 
     Args:
         batch: Images an iteration.
-        nimg: Images seen so far.
+        nimg: Images seen before this iteration.
         ema_kimg: Half-life in thousands of images; 0 keeps no memory.
         rampup: The half-life is at most `rampup * nimg`; None: no such bound.
     """

@@ -114,10 +114,10 @@ class TrainingRun:
             if state.iteration % phase.interval == 0:
                 with self.reporter.timed(phase.name):
                     run_phase(self.stage, phase, self.data.micro_batches(real), self.stats.report)
-        state.iteration += 1
-        state.nimg += config.batch
         decay = ema_decay(config.batch, state.nimg, config.ema_kimg, config.ema_rampup)
         update_ema(state.G_ema, state.G, decay)
+        state.iteration += 1
+        state.nimg += config.batch
         if self.stage.ada is not None and state.iteration % UPDATE_INTERVAL == 0:
             self.stage.ada.update(config.batch * UPDATE_INTERVAL)
 

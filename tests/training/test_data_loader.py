@@ -113,11 +113,13 @@ def test_without_labels(tmp_path):
     assert draw_labels(data, 4).shape == (4, 0)
 
 
+@tiny.starts_workers
 def test_workers_change_nothing_and_end_with_the_context(dataset):
     torch.testing.assert_close(take(dataset, 4), take(dataset, 4, workers=2), rtol=0, atol=0)
     assert not multiprocessing.active_children()
 
 
+@tiny.starts_workers
 @pytest.mark.parametrize("workers", [0, 1])
 def test_damaged_images_are_named(tmp_path, workers):
     files = make_data.archive_files(make_data.pixels(8, 8, 1))

@@ -55,11 +55,12 @@ def test_networks_and_moments_go_on_through_the_switch(tmp_path):
 @pytest.mark.parametrize("rampup", [0.05, 1.0])
 def test_an_iteration_moves_the_average_by_its_decay(tmp_path, rampup):
     run = make_run(tmp_path, ema_kimg=0.02, ema_rampup=rampup)
-    expected = copy.deepcopy(run.state.G_ema)
+    batch = run.config.batch
     with run.reporter, run.data:
         run.enter(run.coop)
-        run.iterate()
-    batch = run.config.batch
-    update_ema(expected, run.state.G, ema_decay(batch, batch, 0.02, rampup))
-    for a, b in zip(expected.parameters(), run.state.G_ema.parameters(), strict=True):
-        assert torch.equal(a, b)
+        for nimg in (0, batch):
+            expected = copy.deepcopy(run.state.G_ema)
+            run.iterate()
+            update_ema(expected, run.state.G, ema_decay(batch, nimg, 0.02, rampup))
+            for a, b in zip(expected.parameters(), run.state.G_ema.parameters(), strict=True):
+                assert torch.equal(a, b)
