@@ -156,7 +156,7 @@ def summarise(out, kimg, name, seed, measure):
 def markdown(results, kimg):
     """One row a variant; values of all seeds, in the order of the seeds."""
     lines = [
-        "| variant | stable to the end | stopped at kimg | largest displacement "
+        "| variant | ran to the end | stopped at kimg | largest displacement "
         "| best distance (at kimg) | last distance |",
         "|---|---|---|---|---|---|",
     ]
