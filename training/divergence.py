@@ -10,8 +10,8 @@ DISPLACEMENT_LIMIT = 20.0
 SCORE_LIMIT = 1e4
 
 COOPERATIVE_ADVICE = (
-    "try a smaller --coop-step-size, --coop-noise=0, --coop-clamp=1, --coop-energy-l2=0.1 or a "
-    "shorter --coop-kimg"
+    "try less noise (--coop-noise=0.01 --coop-noise-schedule=linear), a smaller --coop-step-size, "
+    "--coop-clamp=1 or a shorter --coop-kimg"
 )
 ADVERSARIAL_ADVICE = "try a larger --gamma or --fp32=1"
 
