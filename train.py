@@ -124,7 +124,8 @@ def main(outdir, dry_run, **options):
     if dry_run:
         click.echo("Dry run: nothing was written.")
         return
-    run(config, dataset, outdir, description)
+    resume = read_resume(config)  # a dry run downloads nothing
+    run(config, dataset, make_run_dir(outdir, description), resume)
 
 
 def refuse_unavailable(given):
@@ -170,16 +171,24 @@ def configure(given):
         raise click.UsageError(str(error)) from error
 
 
-def run(config, dataset, outdir, description):
-    """Make the run folder and train; errors that a user can mend end in one line."""
-    from training.divergence import DivergenceError
-    from training.image_files import DatasetError
-    from training.training_loop import TrainingRun
+def read_resume(config):
+    """The networks of --resume, or None."""
     from training.transfer import TransferError, read_snapshot
 
     try:
-        resume = None if config.resume is None else read_snapshot(config.resume)
-        run_dir = make_run_dir(outdir, description)
+        return None if config.resume is None else read_snapshot(config.resume)
+    except TransferError as error:
+        raise click.ClickException(str(error)) from error
+
+
+def run(config, dataset, run_dir, resume):
+    """Train in a fresh run folder; errors that a user can mend end in one line."""
+    from training.divergence import DivergenceError
+    from training.image_files import DatasetError
+    from training.training_loop import TrainingRun
+    from training.transfer import TransferError
+
+    try:
         try:
             training = TrainingRun(config, dataset, run_dir, resume)
         except BaseException:

@@ -130,7 +130,7 @@ class ImageFolderDataset(torch.utils.data.Dataset):
         except Exception as error:  # a decoder can raise anything on damaged data
             raise DatasetError(
                 f"'{name}' in '{self._store.path}' cannot be decoded ({first_line(error)}); "
-                "repair or remove it."
+                f"{'restore' if isinstance(error, FileNotFoundError) else 'repair or remove'} it."
             ) from error
         image = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
         if list(image.shape) != self.image_shape or image.dtype != np.uint8:

@@ -11,7 +11,7 @@ SCORE_LIMIT = 1e4
 
 COOPERATIVE_ADVICE = (
     "try less noise (--coop-noise=0.01 --coop-noise-schedule=linear), a smaller --coop-step-size, "
-    "--coop-clamp=1 or a shorter --coop-kimg"
+    "more --coop-steps, --coop-clamp=1 or a shorter --coop-kimg"
 )
 ADVERSARIAL_ADVICE = "try a larger --gamma or --fp32=1"
 
