@@ -8,9 +8,11 @@ import click
 
 from training.augpipes import AUGPIPES
 from training.config import (
+    ARCHITECTURES,
     AUGMENTATIONS,
     LOSSES,
     NOISE_SCHEDULES,
+    PRECISIONS,
     ConfigError,
     TrainingConfig,
     setting_docs,
@@ -75,19 +77,40 @@ def option(name, default="from --cfg", **kwargs):
 @option("--gamma", type=float)
 @option("--kimg", type=int)
 @option("--batch", type=int)
+# Networks
+@option("--mapping-layers", type=int)
+@option("--g-arch", type=click.Choice(ARCHITECTURES))
+@option("--d-arch", type=click.Choice(ARCHITECTURES))
+@option("--g-scale", type=float)
+@option("--d-scale", type=float)
+@option("--sn", type=bool, metavar="BOOL")
 # Augmentation
 @option("--aug", type=click.Choice(AUGMENTATIONS), default="ada with --loss=ns and R1, else noaug")
 @option("--p", type=float)
 @option("--target", type=float)
 @option("--augpipe", type=click.Choice(list(AUGPIPES)))
-# Adversarial loss
+# Adversarial loss and regularisation
 @option("--loss", type=click.Choice(LOSSES))
 @option("--gp-weight", type=float)
+@option("--lazy", type=bool, metavar="BOOL")
+@option("--pl-weight", type=float)
+@option("--style-mixing", type=float)
+@option("--zcr", type=bool, metavar="BOOL")
+@option("--zcr-g", type=float)
+@option("--zcr-d", type=float)
+@option("--zcr-noise", type=float)
+@option("--brc", type=bool, metavar="BOOL")
+@option("--brc-lookahead", type=int)
+# Learning rates
+@option("--lr", type=float)
+@option("--lr-g", type=float)
+@option("--lr-d", type=float)
 # Transfer learning
 @option("--resume", metavar="PKL", callback=snapshot_or_none)
 @option("--freezed", type=int)
 # Performance
-@click.option("--fp32", type=bool, metavar="BOOL", help="No float16 anywhere")
+@option("--precision", type=click.Choice(PRECISIONS), default="fp16 on CUDA, fp32 on the CPU")
+@click.option("--fp32", type=bool, metavar="BOOL", help="The same as --precision=fp32")
 @option("--nhwc", type=bool, metavar="BOOL")
 @click.option("--nobench", type=bool, metavar="BOOL", help="No cuDNN benchmarking")
 @option("--allow-tf32", type=bool, metavar="BOOL")
@@ -149,9 +172,6 @@ def configure(given):
         given["device"] = str(find_device(given.get("device")))
     except ValueError as error:
         raise click.UsageError(str(error)) from error
-    # The CPU has no float16 convolutions.
-    if given.pop("fp32", False) or given["device"] == "cpu":
-        given["num_fp16_res"] = 0
     given["cudnn_benchmark"] = not given.pop("nobench", False)
     if given.get("subset", 1) < 1:
         raise click.UsageError(f"--subset must be at least 1, not {given['subset']}")

@@ -202,7 +202,7 @@ def test_every_official_option_is_accepted_and_a_dry_run_writes_nothing(data, tm
     )
     assert result.output.endswith("Dry run: nothing was written.\n")
     assert not outdir.exists()
-    for line in ('"snap": 10', '"nhwc": true', '"cudnn_benchmark": false', '"num_fp16_res": 0'):
+    for line in ('"snap": 10', '"nhwc": true', '"cudnn_benchmark": false', '"precision": "fp32"'):
         assert line in result.output
 
 

@@ -14,6 +14,12 @@ from training.presets import CFG_NAMES, preset
 NOISE_SCHEDULES = ("linear", "constant")
 LOSSES = ("ns", "hinge", "wgan", "wgan-gp")
 AUGMENTATIONS = ("noaug", "ada", "fixed")
+ARCHITECTURES = ("orig", "skip", "resnet")
+PRECISIONS = ("fp32", "fp16", "bf16")
+
+CHANNEL_BASE = 16384  # of scale 1: the feature maps of a layer times its resolution
+HALF_PRECISION_BLOCKS = 4  # the highest resolutions of G and D (StyleGAN2-ADA)
+MAX_LOOKAHEAD = 10
 
 
 class ConfigError(ValueError):
@@ -61,22 +67,36 @@ class TrainingConfig:
     z_dim: int = setting("size of the latent z")
     w_dim: int = setting("size of the intermediate latent w")
     mapping_layers: int = setting("layers of G's mapping network")
-    channel_base: int = setting("channels(res) = min(channel_base / res, channel_max)")
+    g_scale: float = setting("scale s of G: channels(res) = min(16384 s / res, 512)")
+    d_scale: float = setting("scale s of D: channels(res) = min(16384 s / res, 512)")
     channel_max: int = setting("most channels of a layer")
+    g_arch: str = setting("architecture of G: orig, skip or resnet")
     d_arch: str = setting("architecture of D: orig, skip or resnet")
+    sn: bool = setting("spectral normalisation of D's 3x3 convolutions", False)
     mbstd_group: int = setting("group of the minibatch standard deviation layer, samples")
     freezed: int = setting("Freeze-D: layers of D kept fixed, counted from the image", 0)
-    num_fp16_res: int = setting("highest resolutions that run in float16 on CUDA", 4)
-    nhwc: bool = setting("channels-last memory layout in float16 blocks", False)
+    precision: str = setting("of the four highest resolutions: fp32, fp16 (CUDA only) or bf16")
+    nhwc: bool = setting("channels-last memory layout in half-precision blocks", False)
     resume: str | None = setting("snapshot to start from, path or URL", None)
 
     # Optimisation
-    lr: float = setting("learning rate of Adam, G and D, before the lazy correction")
+    lr: float = setting("learning rate of Adam, before the lazy correction")
+    lr_g: float | None = setting("learning rate of G; None: as --lr", None)
+    lr_d: float | None = setting("learning rate of D; None: as --lr", None)
     loss: str = setting("adversarial loss: ns, hinge, wgan or wgan-gp", "ns")
     gp_weight: float = setting("weight of the gradient penalty of wgan-gp", 10.0)
     gamma: float = setting("weight of R1")
     style_mixing: float = setting("probability of style mixing")
     pl_weight: float = setting("weight of path length regularisation")
+    zcr: bool = setting("latent consistency regularisation (zCR)", False)
+    zcr_g: float = setting("weight of zCR in G's loss", 0.02)
+    zcr_d: float = setting("weight of zCR in D's loss", 0.2)
+    zcr_noise: float = setting("standard deviation by which zCR moves latents", 0.1)
+    brc: bool = setting("best-response constraint: G's gradient accounts for D's response", False)
+    brc_lookahead: int = setting(
+        "steps that D looks ahead before each step of G, with or without --brc", 0
+    )
+    lazy: bool = setting("regularise every few iterations, with corrected lr and betas", True)
     g_reg_interval: int = setting("iterations between path length steps", 4)
     d_reg_interval: int = setting("iterations between R1 steps", 16)
     ema_kimg: float = setting("half-life of the moving average of G, kimg")
@@ -113,6 +133,8 @@ class TrainingConfig:
         problems = [
             *self._range_problems(),
             *self._batch_problems(),
+            *self._optimisation_problems(),
+            *self._network_problems(),
             *self._augmentation_problems(),
             *self._coop_problems(),
         ]
@@ -124,9 +146,9 @@ class TrainingConfig:
             if isinstance(value, float) and not math.isfinite(value):
                 yield f"{flag(name)} must be a finite number, not {value}"
         at_least = dict(
-            workers=0, kimg=1, batch=1, gpus=1, snap=1, mapping_layers=1, freezed=0, num_fp16_res=0,
-            gamma=0, gp_weight=0, style_mixing=0, pl_weight=0, ema_kimg=0, ada_kimg=1, coop_kimg=0,
-            coop_energy_l2=0,
+            workers=0, kimg=1, batch=1, gpus=1, snap=1, mapping_layers=1, freezed=0, gamma=0,
+            gp_weight=0, pl_weight=0, zcr_g=0, zcr_d=0, zcr_noise=0, ema_kimg=0, ada_kimg=1,
+            coop_kimg=0, coop_energy_l2=0,
         )  # fmt: skip
         for name, low in at_least.items():
             if getattr(self, name) < low:
@@ -135,9 +157,10 @@ class TrainingConfig:
             yield f"--subset must be at least 1, not {self.subset}"
         if not 0 <= self.seed < 2**32:
             yield f"--seed must be from 0 to 2^32 - 1, not {self.seed}"
-        if self.lr <= 0:
-            yield f"the learning rate must be positive, not {self.lr}"
-        choices = dict(cfg=CFG_NAMES, loss=LOSSES, aug=AUGMENTATIONS, augpipe=tuple(AUGPIPES))
+        choices = dict(
+            cfg=CFG_NAMES, loss=LOSSES, aug=AUGMENTATIONS, augpipe=tuple(AUGPIPES),
+            g_arch=ARCHITECTURES, d_arch=ARCHITECTURES, precision=PRECISIONS,
+        )  # fmt: skip
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 yield f"{flag(name)} must be one of {', '.join(allowed)}, not {getattr(self, name)}"
@@ -155,6 +178,27 @@ class TrainingConfig:
                 f"each forward pass sees {self.batch_gpu} images, which is no multiple of the "
                 f"preset's minibatch-std group of {self.mbstd_group}: choose another --batch"
             )
+
+    def _optimisation_problems(self):
+        for name in ("lr", "lr_g", "lr_d", "coop_lr_g", "coop_lr_d"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                yield f"{flag(name)} must be positive, not {value}"
+        if not 0 <= self.style_mixing <= 1:
+            yield f"--style-mixing must be from 0 to 1, not {self.style_mixing}"
+        if not 0 <= self.brc_lookahead <= MAX_LOOKAHEAD:
+            yield f"--brc-lookahead must be from 0 to {MAX_LOOKAHEAD}, not {self.brc_lookahead}"
+
+    def _network_problems(self):
+        for name in ("g_scale", "d_scale"):
+            least = self.resolution / CHANNEL_BASE
+            if getattr(self, name) < least:
+                yield (
+                    f"{flag(name)} must be at least {least:g}, which is one channel at "
+                    f"{self.resolution}x{self.resolution}, not {getattr(self, name)}"
+                )
+        if self.precision == "fp16" and self.device == "cpu":
+            yield "--precision=fp16 needs CUDA: use fp32 or bf16 on the CPU"
 
     def _augmentation_problems(self):
         if self.aug == "ada" and self.loss != "ns":
@@ -180,7 +224,7 @@ class TrainingConfig:
             yield f"--coop-noise must not be negative, it is {self.coop_noise}"
         if self.coop_noise_schedule not in NOISE_SCHEDULES:
             yield f"--coop-noise-schedule must be one of {', '.join(NOISE_SCHEDULES)}"
-        for name in ("coop_step_clip", "coop_clamp", "coop_lr_g", "coop_lr_d"):
+        for name in ("coop_step_clip", "coop_clamp"):
             value = getattr(self, name)
             if value is not None and value <= 0:
                 yield f"{flag(name)} must be positive, not {value}"
@@ -190,8 +234,12 @@ class TrainingConfig:
         """Fill preset values under the options a user gave.
 
         Args:
-            options: Values by field name; None means not given.
+            options: Values by field name; None means not given. `fp32=True` is the official
+                name of `precision="fp32"`.
             resolution: Of the data set, pixels.
+
+        Raises:
+            ConfigError: Lists every setting that is out of range and every contradiction.
         """
         given = {name: value for name, value in options.items() if value is not None}
         gpus = given.get("gpus", 1)
@@ -200,11 +248,20 @@ class TrainingConfig:
         values = preset(
             given.get("cfg", "auto"), resolution=resolution, gpus=gpus, batch=given.get("batch")
         )
-        values |= default_augmentation(values | given)
+        values["aug"] = default_augmentation(values | given)
+        values["precision"] = default_precision(given)
         if "resume" in given:
             values["ema_rampup"] = None  # the snapshot's average is already a good start
             values["ada_kimg"] = 100
-        return cls(**(values | given | {"resolution": resolution}))
+        problems = list(contradictions(given, values["aug"]))
+        given.pop("fp32", None)
+        try:
+            config = cls(**(values | given | {"resolution": resolution}))
+        except ConfigError as error:
+            problems.append(str(error))
+        if problems:
+            raise ConfigError("; ".join(problems))
+        return config
 
     def to_json(self):
         """The settings as an indented JSON object."""
@@ -216,9 +273,29 @@ class TrainingConfig:
         return cls(**json.loads(text))
 
     @property
+    def num_half_res(self):
+        """How many of the highest resolutions run in half precision."""
+        return 0 if self.precision == "fp32" else HALF_PRECISION_BLOCKS
+
+    @property
     def conv_clamp(self):
-        """Bound of activations: 256 when float16 is on (StyleGAN2-ADA), else none."""
-        return 256 if self.num_fp16_res > 0 else None
+        """Bound of activations: 256 in half precision (StyleGAN2-ADA), else none."""
+        return 256 if self.num_half_res > 0 else None
+
+    @property
+    def learning_rates(self):
+        """Of G and D in the adversarial stage, before the lazy correction."""
+        return self.lr_g or self.lr, self.lr_d or self.lr
+
+    @property
+    def coop_learning_rates(self):
+        """Of G and D in the cooperative stage, before the lazy correction."""
+        lr_g, lr_d = self.learning_rates
+        return self.coop_lr_g or lr_g, self.coop_lr_d or lr_d
+
+    def lazy_ratio(self, interval):
+        """Correction of lr and betas for lazy regularisation (StyleGAN2, appendix B)."""
+        return interval / (interval + 1) if self.lazy else 1.0
 
     def training_set_kwargs(self):
         """Arguments of the data set as network snapshots carry them (interface of the field)."""
@@ -240,8 +317,33 @@ def default_augmentation(values):
 
     CoopInit, section 5.4: only the non-saturating loss with R1 gives ADA a score to steer by.
     """
-    works = values.get("loss", "ns") == "ns" and values["gamma"] > 0
-    return {"aug": "ada" if works else "noaug"}
+    return "ada" if values.get("loss", "ns") == "ns" and values["gamma"] > 0 else "noaug"
+
+
+def default_precision(given):
+    """`precision` where the user names none; the CPU has no float16 convolutions."""
+    return "fp32" if given.get("fp32") or given.get("device", "cpu") == "cpu" else "fp16"
+
+
+def contradictions(given, default_aug):
+    """Options that have no effect, or not the one they ask for, beside the others that were given.
+
+    Args:
+        given: Values by field name, and `fp32`.
+        default_aug: `aug` unless it is among them.
+    """
+    aug = given.get("aug", default_aug)
+    if given.get("fp32") and given.get("precision", "fp32") != "fp32":
+        yield f"--fp32=1 contradicts --precision={given['precision']}: leave one of them out"
+    if "target" in given and aug != "ada":
+        yield f"--target is for --aug=ada, not for --aug={aug}"
+    if "augpipe" in given and aug == "noaug":
+        yield "--augpipe has no effect with --aug=noaug: leave one of them out"
+    if "gp_weight" in given and given.get("loss") != "wgan-gp":
+        yield "--gp-weight needs --loss=wgan-gp"
+    for name in ("zcr_g", "zcr_d", "zcr_noise"):
+        if name in given and not given.get("zcr"):
+            yield f"{flag(name)} needs --zcr=1"
 
 
 def setting_docs():

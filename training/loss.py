@@ -1,10 +1,28 @@
 """The adversarial stage: StyleGAN2's losses and regularisers, phase by phase."""
 
+import contextlib
 from abc import ABC, abstractmethod
 
 import torch
 
-from training.objectives import ADVERSARIAL_LOSSES, gradient_penalty, path_lengths, r1_penalty
+from training.best_response import response_weight
+from training.objectives import (
+    ADVERSARIAL_LOSSES,
+    gradient_penalty,
+    latent_consistency,
+    path_lengths,
+    r1_penalty,
+)
+
+
+@contextlib.contextmanager
+def gradients_through(net):
+    """Context in which graphs reach the weights of a network that is not being trained."""
+    net.requires_grad_(True)
+    try:
+        yield
+    finally:
+        net.requires_grad_(False)
 
 
 class Loss(ABC):
@@ -29,7 +47,7 @@ class Loss(ABC):
 
 
 class StyleGAN2Loss(Loss):
-    """Non-saturating (or another adversarial) loss, R1, path length and style mixing.
+    """Non-saturating (or another adversarial) loss and the regularisers that go with it.
 
     Args:
         G, D: The networks.
@@ -42,6 +60,9 @@ class StyleGAN2Loss(Loss):
         pl_weight: Weight of path length regularisation; 0 turns it off.
         pl_decay: Share by which the running mean of path lengths moves a step.
         pl_batch_shrink: Path lengths are computed on N / this samples.
+        zcr: `ConsistencyWeights` of latent consistency regularisation, or None.
+        brc: G's step accounts for D's best response (`best_response`). D's loss is there the
+            adversarial one without R1 and zCR; c is computed for each micro-batch.
         report: Function (name, tensor of values) called with what a run should log.
     """
 
@@ -59,6 +80,8 @@ class StyleGAN2Loss(Loss):
         pl_weight=2.0,
         pl_decay=0.01,
         pl_batch_shrink=2,
+        zcr=None,
+        brc=False,
         report,
     ):
         self.G = G
@@ -72,13 +95,15 @@ class StyleGAN2Loss(Loss):
         self.pl_weight = pl_weight
         self.pl_decay = pl_decay
         self.pl_batch_shrink = pl_batch_shrink
+        self.zcr = zcr
+        self.brc = brc
         self.pl_mean = torch.zeros([], device=next(G.parameters()).device)
         self.report = report
 
     def accumulate_gradients(self, *, phase, real_img, real_c, gen_z, gen_c, gain):
         """See `Loss.accumulate_gradients`."""
         if phase in ("Gmain", "Gboth"):
-            self._generator_main(gen_z, gen_c, gain)
+            self._generator_main(gen_z, gen_c, real_img, real_c, gain)
         if phase in ("Greg", "Gboth") and self.pl_weight > 0:
             self._path_length(gen_z, gen_c, gain)
         if phase in ("Dmain", "Dboth"):
@@ -87,7 +112,8 @@ class StyleGAN2Loss(Loss):
             real_loss = self._discriminator_real(real_img, real_c, gain, main=True, r1=regularise)
             self.report("Loss/D/loss", fake_loss + real_loss)
             if self.objective.gradient_penalty:
-                self._gradient_penalty(real_img, fake_img, real_c, gain)
+                penalty = self._gradient_penalty(real_img, fake_img, real_c)
+                penalty.mean().mul(gain).backward()
         if phase == "Dreg" and self.r1_gamma > 0:
             self._discriminator_real(real_img, real_c, gain, main=False, r1=True)
 
@@ -109,13 +135,35 @@ class StyleGAN2Loss(Loss):
         self.report(f"Loss/scores/{kind}", scores)
         self.report(f"Loss/signs/{kind}", scores.sign())
 
-    def _generator_main(self, z, c, gain):
-        img, _ = self._generate(z, c)
-        scores = self._score(img, c)
-        loss = self.objective.G_fake(scores)
-        loss.mean().mul(gain).backward()
+    def _generator_main(self, z, c, real_img, real_c, gain):
+        with gradients_through(self.D) if self.brc else contextlib.nullcontext():
+            img, _ = self._generate(z, c)
+            scores = self._score(img, c)
+            loss = self.objective.G_fake(scores)
+            total = loss.mean()
+            if self.brc:
+                total = total + self._best_response(total, img, scores, real_img, real_c)
+        if self.zcr is not None:
+            change = latent_consistency(img, self._generate(self._moved(z), c)[0])
+            total = total - self.zcr.G * change.mean()  # G is to be sensitive to z, D is not
+            self.report("Loss/zcr/G", change.detach())
+        total.mul(gain).backward(inputs=[p for p in self.G.parameters() if p.requires_grad])
         self._report_scores("fake", scores)
         self.report("Loss/G/loss", loss.detach())
+
+    def _best_response(self, G_loss, img, scores, real_img, real_c):
+        """The term c f that the best-response constraint adds to G's loss."""
+        D_loss = self.objective.D_fake(scores).mean()
+        D_loss = D_loss + self.objective.D_real(self._score(real_img, real_c)).mean()
+        if self.objective.gradient_penalty:
+            D_loss = D_loss + self._gradient_penalty(real_img, img, real_c).mean()
+        weights = list(self.D.parameters())
+        weight = response_weight(G_loss, D_loss, weights, self.objective.response_limit)
+        self.report("Loss/brc_weight", weight)
+        return weight * D_loss
+
+    def _moved(self, z):
+        return z + self.zcr.noise * torch.randn_like(z)
 
     def _path_length(self, z, c, gain):
         """Path length regularisation (StyleGAN2, equation 4), on a part of the batch."""
@@ -136,7 +184,14 @@ class StyleGAN2Loss(Loss):
             img, _ = self._generate(z, c)
         scores = self._score(img, c)
         loss = self.objective.D_fake(scores).squeeze(1)
-        loss.mean().mul(gain).backward()
+        total = loss
+        if self.zcr is not None:
+            with torch.no_grad():
+                moved_img, _ = self._generate(self._moved(z), c)
+            change = latent_consistency(scores, self._score(moved_img, c))
+            total = loss + self.zcr.D * change
+            self.report("Loss/zcr/D", change.detach())
+        total.mean().mul(gain).backward()
         self._report_scores("fake", scores)
         return img, loss.detach()
 
@@ -157,10 +212,12 @@ class StyleGAN2Loss(Loss):
         total.mean().mul(gain).backward()
         return loss.detach()
 
-    def _gradient_penalty(self, real_img, fake_img, real_c, gain):
-        """Penalty at points drawn uniformly between pairs of real and generated images."""
+    def _gradient_penalty(self, real_img, fake_img, real_c):
+        """Weighted penalty [N] at points drawn uniformly between real and generated images."""
         share = torch.rand([len(real_img), 1, 1, 1], device=real_img.device)
-        mixed = real_img.detach().lerp(fake_img, share).requires_grad_(True)
+        mixed = real_img.detach().lerp(fake_img, share)
+        if not mixed.requires_grad:  # BRC's follow the generator
+            mixed.requires_grad_(True)
         penalty = gradient_penalty(self.D(mixed, real_c), mixed)
-        (penalty * self.gp_weight).mean().mul(gain).backward()
         self.report("Loss/gradient_penalty", penalty.detach())
+        return penalty * self.gp_weight

@@ -11,16 +11,26 @@ import torch
 from torch.nn.functional import relu, softplus
 
 
+class ConsistencyWeights(NamedTuple):
+    """Settings of zCR; the defaults are those of CoopInit's Table 6."""
+
+    G: float = 0.02
+    D: float = 0.2
+    noise: float = 0.1  # standard deviation by which latents move
+
+
 class AdversarialLoss(NamedTuple):
     """Three functions of scores [N, 1] -> loss [N, 1], each minimised by the network named.
 
-    `gradient_penalty`: D's loss includes `gradient_penalty()`.
+    `gradient_penalty`: D's loss includes `gradient_penalty()`. `response_limit`: bound on the
+    weight of the best-response constraint (`best_response.response_weight()`), or None.
     """
 
     D_real: Callable
     D_fake: Callable
     G_fake: Callable
     gradient_penalty: bool = False
+    response_limit: float | None = None
 
 
 def _wasserstein(**kwargs):
@@ -29,6 +39,8 @@ def _wasserstein(**kwargs):
         D_real=lambda scores: -scores,
         D_fake=lambda scores: scores,
         G_fake=lambda scores: -scores,
+        # D's loss of fakes is the negative of G's: its gradient only rescales G's own.
+        response_limit=0.1,
         **kwargs,
     )
 
@@ -79,6 +91,22 @@ def r1_penalty(real_scores, real_img):
     """
     (gradient,) = torch.autograd.grad(real_scores.sum(), real_img, create_graph=True)
     return gradient.square().sum(dim=(1, 2, 3))
+
+
+def latent_consistency(output, moved_output):
+    """Mean square by which an output changes when its latent moves a little (zCR).
+
+    Zhao et al. 2020, "Improved consistency regularization for GANs", section 3.2. The norm there
+    is read as a mean over elements, so that the weights do not depend on the resolution.
+
+    Args:
+        output: Images or scores [N, ...] for latents z.
+        moved_output: The same for z + noise.
+
+    Returns:
+        Change of each sample [N], differentiable.
+    """
+    return (output - moved_output).square().flatten(1).mean(dim=1)
 
 
 def path_lengths(images, ws, noise):

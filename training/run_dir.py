@@ -10,6 +10,13 @@ from pathlib import Path
 from training.transfer_names import OFFICIAL_SNAPSHOTS
 
 
+# Options of ours that a description names when they are given, in this order.
+NAMED = (
+    "lr", "lr_g", "lr_d", "g_arch", "d_arch", "g_scale", "d_scale", "mapping_layers", "lazy",
+    "pl_weight", "style_mixing", "sn", "zcr", "brc", "brc_lookahead", "precision",
+)  # fmt: skip
+
+
 def describe_run(dataset_name, config, given):
     """Description of a run, as StyleGAN2-ADA names its folders.
 
@@ -35,10 +42,19 @@ def describe_run(dataset_name, config, given):
         (config.augpipe, "augpipe" in given),
         (f"resume{resume}", config.resume is not None),
         (f"freezed{config.freezed}", "freezed" in given),
-        (f"coop{config.coop_kimg}", config.coop_kimg > 0),
+        (f"coop{config.coop_kimg}", config.coop_kimg > 0 and "coop_kimg" in given),
         (config.loss, "loss" in given),
+        *((_short(name, getattr(config, name)), name in given) for name in NAMED),
     ]
     return "-".join(text for text, named in parts if named)
+
+
+def _short(name, value):
+    """`dscale0.25`, `sn`, `nolazy`: a setting as a part of a folder's name."""
+    name = name.replace("_", "")
+    if isinstance(value, bool):
+        return name if value else f"no{name}"
+    return f"{name}{value:g}" if isinstance(value, float) else f"{name}{value}"
 
 
 def create_run_dir(outdir, description):

@@ -1,25 +1,37 @@
 """The two stages of a run: a stage is a loss and the phases that it runs."""
 
-from dataclasses import dataclass
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 
 from coopinit_patch import CoopInitLoss
+from coopinit_patch.loss import no_report
 from training.ada import AdaController
+from training.best_response import look_ahead
 from training.loss import StyleGAN2Loss
-from training.state import lazy_ratio
+from training.objectives import ConsistencyWeights
 
 GRADIENT_LIMIT = 1e5
+
+
+def as_it_is(draw):
+    """Context of a phase that needs no preparation."""
+    return contextlib.nullcontext()
 
 
 @dataclass(frozen=True)
 class Phase:
     """One optimizer step on one network, taken every `interval` iterations."""
 
-    name: str  # Gmain, Greg, Dmain, Dreg
+    name: str  # Gmain, Greg, Dmain, Dreg; Gboth and Dboth
     net: torch.nn.Module
     optimizer: torch.optim.Optimizer
     interval: int = 1
+    # Function of a function that draws micro-batches; returns the context to run in.
+    within: Callable = as_it_is
 
 
 @dataclass(frozen=True)
@@ -41,40 +53,13 @@ def build_stages(config, state, report):
     Returns:
         (cooperative Stage or None, adversarial Stage).
     """
-    G_main = Phase("Gmain", state.G, state.G_opt)
-    D_main = Phase("Dmain", state.D, state.D_opt)
-    phases = [G_main]
-    if config.pl_weight > 0:
-        phases.append(Phase("Greg", state.G, state.G_opt, config.g_reg_interval))
-    phases.append(D_main)
-    if config.gamma > 0:
-        phases.append(Phase("Dreg", state.D, state.D_opt, config.d_reg_interval))
-    ada = None
-    if config.aug == "ada":
-        ada = AdaController(state.augment_pipe.p, target=config.target, kimg=config.ada_kimg)
-    adversarial = Stage(
-        name="adversarial",
-        log_prefix="Loss",
-        loss=StyleGAN2Loss(
-            state.G,
-            state.D,
-            augment=state.augment_pipe,
-            adversarial=config.loss,
-            gp_weight=config.gp_weight,
-            observe_real=None if ada is None else ada.observe,
-            r1_gamma=config.gamma,
-            style_mixing_prob=config.style_mixing,
-            pl_weight=config.pl_weight,
-            report=report,
-        ),
-        phases=tuple(phases),
-        lr_g=config.lr,
-        lr_d=config.lr,
-        ada=ada,
-    )
-    if config.coop_kimg == 0:
-        return None, adversarial
-    cooperative = Stage(
+    cooperative = _cooperative(config, state, report) if config.coop_kimg > 0 else None
+    return cooperative, _adversarial(config, state, report)
+
+
+def _cooperative(config, state, report):
+    lr_g, lr_d = config.coop_learning_rates
+    return Stage(
         name="cooperative",
         log_prefix="Coop",
         loss=CoopInitLoss(
@@ -89,17 +74,70 @@ def build_stages(config, state, report):
             energy_l2=config.coop_energy_l2,
             report=report,
         ),
-        phases=(G_main, D_main),
-        lr_g=config.lr if config.coop_lr_g is None else config.coop_lr_g,
-        lr_d=config.lr if config.coop_lr_d is None else config.coop_lr_d,
+        phases=(Phase("Gmain", state.G, state.G_opt), Phase("Dmain", state.D, state.D_opt)),
+        lr_g=lr_g,
+        lr_d=lr_d,
     )
-    return cooperative, adversarial
+
+
+def _adversarial(config, state, report):
+    zcr = ConsistencyWeights(config.zcr_g, config.zcr_d, config.zcr_noise)
+    loss = partial(
+        StyleGAN2Loss,
+        state.G,
+        state.D,
+        augment=state.augment_pipe,
+        adversarial=config.loss,
+        gp_weight=config.gp_weight,
+        r1_gamma=config.gamma,
+        style_mixing_prob=config.style_mixing,
+        pl_weight=config.pl_weight,
+        zcr=zcr if config.zcr else None,
+        brc=config.brc,
+    )
+    ada = None
+    if config.aug == "ada":
+        ada = AdaController(state.augment_pipe.p, target=config.target, kimg=config.ada_kimg)
+    lr_g, lr_d = config.learning_rates
+    stage = partial(Stage, name="adversarial", log_prefix="Loss", lr_g=lr_g, lr_d=lr_d, ada=ada)
+    G_phases, D_phases = _adversarial_phases(config, state)
+    if config.brc_lookahead > 0:
+        # Steps that are taken back leave no trace in statistics or in ADA.
+        silent = stage(loss=loss(report=no_report), phases=D_phases[:1])
+        rehearse = partial(_looking_ahead, silent, config.brc_lookahead)
+        G_phases = [replace(G_phases[0], within=rehearse), *G_phases[1:]]
+    observe = None if ada is None else ada.observe
+    return stage(loss=loss(observe_real=observe, report=report), phases=(*G_phases, *D_phases))
+
+
+def _adversarial_phases(config, state):
+    """Phases of G and of D: main and regulariser, in one (Gboth, Dboth) unless they are lazy."""
+    kinds = [
+        ("G", state.G, state.G_opt, config.pl_weight, config.g_reg_interval),
+        ("D", state.D, state.D_opt, config.gamma, config.d_reg_interval),
+    ]
+    for name, net, optimizer, weight, interval in kinds:
+        if weight > 0 and config.lazy:
+            main, reg = (f"{name}main", 1), (f"{name}reg", interval)
+            yield [Phase(phase, net, optimizer, every) for phase, every in (main, reg)]
+        else:
+            yield [Phase(f"{name}both" if weight > 0 else f"{name}main", net, optimizer)]
+
+
+def _looking_ahead(stage, steps, draw):
+    """Context in which D is some steps of its phase in `stage` ahead, with batches from `draw`."""
+    [phase] = stage.phases
+
+    def step():
+        run_phase(stage, phase, draw(), no_report)
+
+    return look_ahead(phase.net, phase.optimizer, [step] * steps)
 
 
 def enter_stage(stage, config, state):
     """Set the learning rates of `stage`; networks and optimizer moments go on as they are."""
-    state.G_opt.param_groups[0]["lr"] = stage.lr_g * lazy_ratio(config.g_reg_interval)
-    state.D_opt.param_groups[0]["lr"] = stage.lr_d * lazy_ratio(config.d_reg_interval)
+    state.G_opt.param_groups[0]["lr"] = stage.lr_g * config.lazy_ratio(config.g_reg_interval)
+    state.D_opt.param_groups[0]["lr"] = stage.lr_d * config.lazy_ratio(config.d_reg_interval)
 
 
 def run_phase(stage, phase, micro_batches, report):

@@ -7,6 +7,7 @@ import torch
 
 from training.augment import AugmentPipe
 from training.augpipes import augment_kwargs
+from training.config import CHANNEL_BASE
 from training.networks import Discriminator, Generator
 
 
@@ -28,11 +29,6 @@ class TrainingState:
         return {"G": self.G, "D": self.D, "G_ema": self.G_ema}
 
 
-def lazy_ratio(interval):
-    """Correction of lr and betas for lazy regularisation (StyleGAN2, appendix B)."""
-    return interval / (interval + 1)
-
-
 def create_state(config, dataset, device):
     """Fresh networks and optimizers for `config` and the data set's channels and labels."""
     G = Generator(
@@ -43,9 +39,10 @@ def create_state(config, dataset, device):
         img_channels=dataset.num_channels,
         mapping_kwargs=dict(num_layers=config.mapping_layers),
         synthesis_kwargs=dict(
-            channel_base=config.channel_base,
+            architecture=config.g_arch,
+            channel_base=round(config.g_scale * CHANNEL_BASE),
             channel_max=config.channel_max,
-            num_fp16_res=config.num_fp16_res,
+            num_fp16_res=config.num_half_res,
             conv_clamp=config.conv_clamp,
             fp16_channels_last=config.nhwc,
         ),
@@ -55,21 +52,22 @@ def create_state(config, dataset, device):
         img_resolution=dataset.resolution,
         img_channels=dataset.num_channels,
         architecture=config.d_arch,
-        channel_base=config.channel_base,
+        channel_base=round(config.d_scale * CHANNEL_BASE),
         channel_max=config.channel_max,
-        num_fp16_res=config.num_fp16_res,
+        num_fp16_res=config.num_half_res,
         conv_clamp=config.conv_clamp,
         block_kwargs=dict(freeze_layers=config.freezed, fp16_channels_last=config.nhwc),
         epilogue_kwargs=dict(mbstd_group_size=config.mbstd_group),
     )
     G = G.train().requires_grad_(False).to(device)
     D = D.train().requires_grad_(False).to(device)
+    lr_g, lr_d = config.learning_rates
     return TrainingState(
         G=G,
         D=D,
         G_ema=copy.deepcopy(G).eval(),
-        G_opt=_adam(G, config.lr, config.g_reg_interval),
-        D_opt=_adam(D, config.lr, config.d_reg_interval),
+        G_opt=_adam(G, lr_g, config.lazy_ratio(config.g_reg_interval)),
+        D_opt=_adam(D, lr_d, config.lazy_ratio(config.d_reg_interval)),
         augment_pipe=_augment_pipe(config, device),
     )
 
@@ -82,6 +80,5 @@ def _augment_pipe(config, device):
     return pipe.to(device)
 
 
-def _adam(net, lr, reg_interval):
-    ratio = lazy_ratio(reg_interval)
+def _adam(net, lr, ratio):
     return torch.optim.Adam(net.parameters(), lr=lr * ratio, betas=(0.0, 0.99**ratio), eps=1e-8)

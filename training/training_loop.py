@@ -2,6 +2,7 @@
 
 import logging
 import random
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -112,8 +113,9 @@ class TrainingRun:
         real = next(self.data)
         for phase in self.stage.phases:
             if state.iteration % phase.interval == 0:
-                with self.reporter.timed(phase.name):
-                    run_phase(self.stage, phase, self.data.micro_batches(real), self.stats.report)
+                draw = partial(self.data.micro_batches, real)
+                with self.reporter.timed(phase.name), phase.within(draw):
+                    run_phase(self.stage, phase, draw(), self.stats.report)
         decay = ema_decay(config.batch, state.nimg, config.ema_kimg, config.ema_rampup)
         update_ema(state.G_ema, state.G, decay)
         state.iteration += 1

@@ -93,9 +93,53 @@ def test_gradient_accumulation():
     assert config.batch_gpu == 16
 
 
-def test_conv_clamp_belongs_to_float16():
-    assert tiny.config(num_fp16_res=4).conv_clamp == 256
-    assert tiny.config(num_fp16_res=0).conv_clamp is None
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_half_precision_comes_with_a_clamp(precision):
+    config = tiny.config(precision=precision, device="cuda")
+    assert (config.num_half_res, config.conv_clamp) == (4, 256)
+    assert (tiny.config().num_half_res, tiny.config().conv_clamp) == (0, None)
+
+
+@pytest.mark.parametrize(
+    ("options", "precision"),
+    [
+        (dict(device="cpu"), "fp32"),
+        (dict(device="cuda"), "fp16"),
+        (dict(device="cuda", fp32=True), "fp32"),
+        (dict(device="cuda", fp32=False, precision="bf16"), "bf16"),
+    ],
+)
+def test_default_precision(options, precision):
+    assert tiny.config(**options).precision == precision
+
+
+def test_contradictions_and_bad_values_in_one_message():
+    with pytest.raises(ConfigError) as caught:
+        tiny.config(
+            fp32=True, precision="bf16", target=0.5, aug="noaug", augpipe="bg", gp_weight=1.0,
+            zcr_d=0.1, kimg=0, d_scale=0.0,
+        )  # fmt: skip
+    for part in (
+        "--fp32=1 contradicts --precision=bf16", "--target is for --aug=ada, not for --aug=noaug",
+        "--augpipe has no effect with --aug=noaug", "--gp-weight needs --loss=wgan-gp",
+        "--zcr-d needs --zcr=1", "--kimg must be at least 1", "--d-scale must be at least",
+    ):  # fmt: skip
+        assert part in str(caught.value)
+
+
+def test_learning_rates():
+    assert tiny.config(lr=0.1).learning_rates == (0.1, 0.1)
+    config = tiny.config(lr=0.1, lr_d=0.2, coop_lr_g=0.3)
+    assert config.learning_rates == (0.1, 0.2)
+    assert config.coop_learning_rates == (0.3, 0.2)
+    assert config.lazy_ratio(4) == 0.8
+    assert tiny.config(lazy=False).lazy_ratio(4) == 1
+
+
+def test_lowest_scale():
+    assert tiny.config(g_scale=8 / 16384).g_scale == 8 / 16384, "one channel at 8x8"
+    with pytest.raises(ConfigError, match="--precision=fp16 needs CUDA: use fp32 or bf16"):
+        tiny.config(precision="fp16", device="cpu")
 
 
 def test_training_set_kwargs():

@@ -12,7 +12,7 @@ from training.state import create_state
 @pytest.fixture
 def state(tmp_path):
     dataset = ImageFolderDataset(tiny.write_data(tmp_path / "tiny.zip", count=4))
-    return create_state(tiny.config(channel_base=32), dataset, torch.device("cpu"))
+    return create_state(tiny.config(g_scale=1 / 512, d_scale=1 / 512), dataset, torch.device("cpu"))
 
 
 def stats(**means):

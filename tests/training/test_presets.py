@@ -3,14 +3,14 @@ import pytest
 from training.config import TrainingConfig
 from training.presets import CFG_NAMES, COMMON, PRESETS, preset
 
-COLUMNS = "ref_gpus kimg batch mbstd_group channel_base lr gamma ema_kimg ema_rampup mapping_layers"
+COLUMNS = "ref_gpus kimg batch mbstd_group scale lr gamma ema_kimg ema_rampup mapping_layers"
 # The official table.
 OFFICIAL = {
-    "stylegan2": (8, 25000, 32, 4, 32768, 0.002, 10, 10, None, 8),
-    "paper256": (8, 25000, 64, 8, 16384, 0.0025, 1, 20, None, 8),
-    "paper512": (8, 25000, 64, 8, 32768, 0.0025, 0.5, 20, None, 8),
-    "paper1024": (8, 25000, 32, 4, 32768, 0.002, 2, 10, None, 8),
-    "cifar": (2, 100000, 64, 32, 32768, 0.0025, 0.01, 500, 0.05, 2),
+    "stylegan2": (8, 25000, 32, 4, 2, 0.002, 10, 10, None, 8),
+    "paper256": (8, 25000, 64, 8, 1, 0.0025, 1, 20, None, 8),
+    "paper512": (8, 25000, 64, 8, 2, 0.0025, 0.5, 20, None, 8),
+    "paper1024": (8, 25000, 32, 4, 2, 0.002, 2, 10, None, 8),
+    "cifar": (2, 100000, 64, 32, 2, 0.0025, 0.01, 500, 0.05, 2),
 }
 
 
@@ -28,22 +28,22 @@ def test_official_presets(cfg):
 
 
 @pytest.mark.parametrize(
-    ("resolution", "gpus", "batch", "mbstd_group", "channel_base", "lr"),
+    ("resolution", "gpus", "batch", "mbstd_group", "scale", "lr"),
     [
-        (16, 1, 32, 4, 16384, 0.0025),
-        (256, 1, 16, 4, 16384, 0.0025),
-        (256, 8, 64, 4, 16384, 0.0025),
-        (512, 1, 8, 4, 32768, 0.0025),
-        (1024, 2, 8, 4, 32768, 0.002),
-        (2048, 1, 2, 2, 32768, 0.002),
-        (8192, 4, 4, 1, 32768, 0.002),
-        (32, 128, 128, 1, 16384, 0.0025),
+        (16, 1, 32, 4, 1, 0.0025),
+        (256, 1, 16, 4, 1, 0.0025),
+        (256, 8, 64, 4, 1, 0.0025),
+        (512, 1, 8, 4, 2, 0.0025),
+        (1024, 2, 8, 4, 2, 0.002),
+        (2048, 1, 2, 2, 2, 0.002),
+        (8192, 4, 4, 1, 2, 0.002),
+        (32, 128, 128, 1, 1, 0.0025),
     ],
 )
-def test_auto(resolution, gpus, batch, mbstd_group, channel_base, lr):
+def test_auto(resolution, gpus, batch, mbstd_group, scale, lr):
     values = preset("auto", resolution=resolution, gpus=gpus)
     assert (values["batch"], values["batch_gpu"]) == (batch, batch // gpus)
-    assert (values["mbstd_group"], values["channel_base"]) == (mbstd_group, channel_base)
+    assert (values["mbstd_group"], values["g_scale"]) == (mbstd_group, scale)
     assert (values["lr"], values["kimg"], values["mapping_layers"]) == (lr, 25000, 2)
     assert values["gamma"] == pytest.approx(0.0002 * resolution**2 / batch)
     assert values["ema_kimg"] == pytest.approx(batch * 10 / 32)
@@ -58,6 +58,22 @@ def test_a_given_batch_is_split_over_the_processes():
 def test_every_preset_makes_a_valid_config(cfg):
     config = TrainingConfig.from_options(dict(data="d.zip", cfg=cfg), resolution=64)
     assert config.batch % config.batch_gpu == 0
+
+
+def test_presets_of_the_paper():
+    best = TrainingConfig.from_options(dict(data="d", cfg="cifar-coopinit"), resolution=32)
+    cifar = TrainingConfig.from_options(dict(data="d", cfg="cifar"), resolution=32)
+    changed = {name for name, value in vars(best).items() if getattr(cifar, name) != value}
+    assert changed == {"cfg", "gamma", "coop_kimg", "aug"}
+    assert (best.gamma, best.coop_kimg, best.aug) == (0, 750, "noaug")
+
+    base = TrainingConfig.from_options(dict(data="d", cfg="coopinit-base"), resolution=32)
+    channels = [min(round(16384 * base.d_scale) // size, 512) for size in (4, 8, 16, 32)]
+    assert channels == [512, 512, 256, 128]
+    assert (base.mapping_layers, base.pl_weight, base.style_mixing) == (2, 0, 0)
+    assert (base.d_arch, base.lazy, base.lr, base.batch, base.kimg) == (
+        "orig", False, 0.0025, 64, 25000,
+    )  # fmt: skip
 
 
 def test_presets_are_not_shared():

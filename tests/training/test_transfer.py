@@ -28,7 +28,9 @@ def snapshot(tmp_path):
 @pytest.fixture
 def state(tmp_path):
     dataset = ImageFolderDataset(tiny.write_data(tmp_path / "tiny.zip"))
-    config = tiny.config(z_dim=4, w_dim=4, mapping_layers=1, channel_base=32, d_arch="resnet")
+    config = tiny.config(
+        z_dim=4, w_dim=4, mapping_layers=1, g_scale=1 / 512, d_scale=1 / 512, d_arch="resnet"
+    )
     torch.manual_seed(7)
     return create_state(config, dataset, torch.device("cpu"))
 
