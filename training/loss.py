@@ -214,7 +214,8 @@ class StyleGAN2Loss(Loss):
 
     def _gradient_penalty(self, real_img, fake_img, real_c):
         """Weighted penalty [N] at points drawn uniformly between real and generated images."""
-        share = torch.rand([len(real_img), 1, 1, 1], device=real_img.device)
+        shape = [len(real_img), 1, 1, 1]
+        share = torch.rand(shape, dtype=real_img.dtype, device=real_img.device)
         mixed = real_img.detach().lerp(fake_img, share)
         if not mixed.requires_grad:  # BRC's follow the generator
             mixed.requires_grad_(True)

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from training.transfer_names import OFFICIAL_SNAPSHOTS
 
-
 # Options of ours that a description names when they are given, in this order.
 NAMED = (
     "lr", "lr_g", "lr_d", "g_arch", "d_arch", "g_scale", "d_scale", "mapping_layers", "lazy",

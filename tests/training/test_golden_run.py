@@ -45,9 +45,9 @@ def train(folder):
     (data / "dataset.json").write_text(json.dumps({"labels": labels}))
     settings = dict(
         data=str(data), cond=True, mirror=True, cfg="digits", z_dim=16, w_dim=16,
-        g_scale=1 / 64, d_scale=1 / 64, batch=16, kimg=1, coop_kimg=1, coop_steps=3, gamma=1.0, pl_weight=2.0,
-        aug="noaug", style_mixing=0.9, d_arch="resnet", workers=0, g_reg_interval=2,
-        d_reg_interval=2,
+        g_scale=1 / 64, d_scale=1 / 64, batch=16, kimg=1, coop_kimg=1, coop_steps=3,
+        gamma=1.0, pl_weight=2.0, aug="noaug", style_mixing=0.9, d_arch="resnet", workers=0,
+        g_reg_interval=2, d_reg_interval=2,
     )  # fmt: skip
     config = TrainingConfig.from_options(settings, resolution=32)
     dataset = ImageFolderDataset(str(data), use_labels=True, xflip=True)

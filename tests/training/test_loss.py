@@ -7,7 +7,14 @@ import torch
 from tests.golden_cases import load_cases, relative_error
 from training.loss import StyleGAN2Loss
 from training.networks import Discriminator, Generator
-from training.objectives import ADVERSARIAL_LOSSES, gradient_penalty, path_lengths, r1_penalty
+from training.objectives import (
+    ADVERSARIAL_LOSSES,
+    ConsistencyWeights,
+    gradient_penalty,
+    latent_consistency,
+    path_lengths,
+    r1_penalty,
+)
 
 
 def no_report(name, value):
@@ -198,6 +205,96 @@ def test_gradient_penalty_of_a_linear_discriminator():
     img = torch.randn(5, 3, 4, 4, dtype=torch.float64, requires_grad=True)
     penalty = gradient_penalty((img * weight).sum(dim=(1, 2, 3))[:, None], img)
     torch.testing.assert_close(penalty, (weight.norm() - 1).square().expand(5))
+
+
+def test_zcr_wants_g_to_change_with_z_and_d_not_to(nets):
+    """Its gradient is that of the weighted change of images (negative) and of scores."""
+    G, D, batch = nets
+    for module in G.modules():
+        if hasattr(module, "use_noise"):
+            module.use_noise = False
+    weights = ConsistencyWeights(G=0.5, D=0.3, noise=0.2)
+    for phase, net in (("Gmain", G), ("Dmain", D)):
+        settings = dict(style_mixing_prob=0.0, pl_weight=0.0)
+        run(G, D, batch, phase, **settings)
+        plain = gradients(net)
+        run(G, D, batch, phase, zcr=weights, **settings)
+        added = [a - b for a, b in zip(gradients(net), plain, strict=True)]
+
+        net.zero_grad()
+        torch.manual_seed(1)
+        torch.rand(())  # whether to mix styles
+        z, c = batch["gen_z"], batch["gen_c"]
+        if phase == "Gmain":
+            moved = z + 0.2 * torch.randn_like(z)
+            (-0.5 * (G(z, c) - G(moved, c)).square().mean()).backward()
+        else:
+            moved = z + 0.2 * torch.randn_like(z)
+            with torch.no_grad():
+                img, moved_img = G(z, c), G(moved, c)
+            (0.3 * (D(img, c) - D(moved_img, c)).square().mean()).backward()
+        for a, b in zip(added, gradients(net), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
+
+
+def test_zcr_of_nothing_is_nothing():
+    images = torch.rand(3, 1, 4, 4)
+    assert latent_consistency(images, images).tolist() == [0, 0, 0]
+    assert latent_consistency(images, images + 2).tolist() == pytest.approx([4, 4, 4])
+    assert ConsistencyWeights() == (0.02, 0.2, 0.1)
+
+
+class SmoothD(torch.nn.Module):
+    """A float64 discriminator with derivatives of every order."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv = torch.nn.Conv2d(1, 3, 3).double()
+        self.out = torch.nn.Linear(12, 1).double()
+
+    def forward(self, img):
+        return self.out(torch.tanh(self.conv(img)).flatten(1))
+
+
+def r1_of(D, img):
+    return r1_penalty(D(img), img)
+
+
+def gradient_penalty_of(D, img):
+    return gradient_penalty(D(img), img)
+
+
+def consistency_of(D, img):
+    return latent_consistency(D(img), D(img * 1.1))
+
+
+@pytest.mark.parametrize("function", [r1_of, gradient_penalty_of, consistency_of])
+def test_gradients_of_regularisers_in_float64(function):
+    """By the images and by the weights of D, against finite differences."""
+    D = SmoothD()
+    img = torch.randn(2, 1, 4, 4, dtype=torch.float64, requires_grad=True)
+    names, weights = zip(*D.named_parameters(), strict=True)
+
+    def penalty(img, *weights):
+        replaced = dict(zip(names, weights, strict=True))
+        call = lambda x: torch.func.functional_call(D, replaced, (x,))  # noqa: E731
+        return function(call, img)
+
+    assert torch.autograd.gradcheck(penalty, (img, *weights))
+
+
+def test_gradients_of_path_lengths_in_float64():
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(3, 16).double()
+    ws = torch.randn(2, 2, 3, dtype=torch.float64, requires_grad=True)
+    noise = torch.randn(2, 1, 4, 4, dtype=torch.float64)
+
+    def lengths(ws, weight, bias):
+        images = torch.tanh(torch.nn.functional.linear(ws, weight, bias)).sum(dim=1)
+        return path_lengths(images.reshape(2, 1, 4, 4), ws, noise)
+
+    assert torch.autograd.gradcheck(lengths, (ws, layer.weight, layer.bias))
 
 
 def test_wgan_gp_adds_the_penalty_between_real_and_generated(nets):

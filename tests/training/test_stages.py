@@ -48,6 +48,8 @@ def test_phases_follow_the_settings(state):
     assert names(gamma=0.1, pl_weight=2.0) == ["Gmain", "Greg", "Dmain", "Dreg"]
     assert names(gamma=0.0) == ["Gmain", "Dmain"]
     assert names(gamma=0.0, coop_kimg=1) == ["Gmain", "Dmain", "Gmain", "Dmain"]
+    assert names(gamma=0.1, pl_weight=2.0, lazy=False) == ["Gboth", "Dboth"]
+    assert names(gamma=0.1, lazy=False, coop_kimg=1) == ["Gmain", "Dmain", "Gmain", "Dboth"]
 
 
 def test_regularisers_run_lazily(state):
@@ -62,6 +64,51 @@ def test_regularisers_run_lazily(state):
     D_opt = state.D_opt.param_groups[0]
     assert D_opt["lr"] == pytest.approx(0.0025 * 16 / 17)
     assert D_opt["betas"] == pytest.approx((0.0, 0.99 ** (16 / 17)))
+
+
+def test_regularisers_that_are_not_lazy():
+    settings = config(gamma=0.1, pl_weight=2.0, lazy=False, lr_d=0.01, coop_kimg=1)
+    state = create_state(settings, TinyData, torch.device("cpu"))
+    coop, adversarial = build_stages(settings, state, ignore)
+    for stage in (coop, adversarial):
+        assert {phase.interval for phase in stage.phases} == {1}
+        enter_stage(stage, settings, state)
+        for optimizer, lr in ((state.G_opt, 0.0025), (state.D_opt, 0.01)):
+            assert optimizer.param_groups[0]["lr"] == lr
+            assert optimizer.param_groups[0]["betas"] == (0.0, 0.99)
+
+
+def test_looking_ahead_is_silent_and_taken_back():
+    settings = config(gamma=0.1, aug="ada", augpipe="blit", brc_lookahead=3, brc=True)
+    torch.manual_seed(0)
+    state = create_state(settings, TinyData, torch.device("cpu"))
+    reported = []
+    _, adversarial = build_stages(settings, state, lambda name, value: reported.append(name))
+    G_main, *others = adversarial.phases
+    observed = []
+    adversarial.loss.observe_real = observed.append
+    before = copy.deepcopy(state)
+    drawn = []
+
+    def draw():
+        drawn.append(batches(1, size=8))
+        return drawn[-1]
+
+    with G_main.within(draw):
+        assert len(drawn) == 3
+        D = zip(state.D.parameters(), before.D.parameters(), strict=True)
+        assert any((a != b).any() for a, b in D)
+        assert len(state.D_opt.state_dict()["state"]) > 0
+        run_phase(adversarial, G_main, draw(), lambda name, value: reported.append(name))
+    for name, value in state.D.state_dict().items():
+        assert torch.equal(value, before.D.state_dict()[name]), name
+    assert not state.D_opt.state_dict()["state"]
+    G = zip(state.G.parameters(), before.G.parameters(), strict=True)
+    assert any((a != b).any() for a, b in G), "G has learnt"
+    assert not observed, "ADA does not see steps that are taken back"
+    assert sorted(set(reported)) == sorted(reported), "each name once: of the step of G alone"
+    assert not {"Loss/D/loss", "Loss/grad_norm/Dmain"} & set(reported)
+    assert [phase.within(draw) for phase in others] and len(drawn) == 4
 
 
 def test_stages_share_networks_and_set_their_learning_rates(state):
