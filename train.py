@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import shutil
 import sys
 
 import click
@@ -83,6 +84,7 @@ def option(name, default="from --cfg", **kwargs):
 @option("--d-arch", type=click.Choice(ARCHITECTURES))
 @option("--g-scale", type=float)
 @option("--d-scale", type=float)
+@option("--channel-max", type=int)
 @option("--sn", type=bool, metavar="BOOL")
 # Augmentation
 @option("--aug", type=click.Choice(AUGMENTATIONS), default="ada with --loss=ns and R1, else noaug")
@@ -208,18 +210,18 @@ def run(config, dataset, run_dir, resume):
     from training.training_loop import TrainingRun
     from training.transfer import TransferError
 
+    training = None
     try:
-        try:
-            training = TrainingRun(config, dataset, run_dir, resume)
-        except BaseException:
-            run_dir.rmdir()  # nothing has been written into it
-            raise
-        click.echo(f"Run folder: {run_dir}")
-        (run_dir / "training_options.json").write_text(config.to_json())
         with log_to(run_dir / "log.txt"):
+            training = TrainingRun(config, dataset, run_dir, resume)
+            click.echo(f"Run folder: {run_dir}")
+            (run_dir / "training_options.json").write_text(config.to_json())
             training.train()
     except (TransferError, DatasetError, DivergenceError, OSError) as error:
         raise click.ClickException(last_line(error)) from error
+    finally:
+        if training is None:  # the folder holds at most a log of what is said to the user, too
+            shutil.rmtree(run_dir, ignore_errors=True)
     click.echo(f"Done. Open {run_dir / 'index.html'}")
 
 

@@ -9,6 +9,8 @@ from training.augment import AugmentPipe
 from training.augpipes import augment_kwargs
 from training.config import CHANNEL_BASE
 from training.networks import Discriminator, Generator
+from training.spectral_norm import add_spectral_norm, without_spectral_norm
+from training.transfer import load_weights
 
 
 @dataclass
@@ -28,10 +30,44 @@ class TrainingState:
         """The networks by the names they have in a snapshot."""
         return {"G": self.G, "D": self.D, "G_ema": self.G_ema}
 
+    def nets_of_snapshot(self):
+        """What a snapshot holds of `nets()`: of a spectrally normalised D, a plain copy."""
+        return self.nets() | {"D": without_spectral_norm(self.D)}
 
-def create_state(config, dataset, device):
-    """Fresh networks and optimizers for `config` and the data set's channels and labels."""
-    G = Generator(
+
+def create_state(config, dataset, device, resume=None):
+    """Networks and fresh optimizers for `config` and the data set's channels and labels.
+
+    Args:
+        config: The `TrainingConfig`.
+        dataset: Has resolution, num_channels and label_dim.
+        device: Where training happens.
+        resume: Networks of a snapshot (`legacy.load_network_pkl`) to start from, or None.
+
+    Raises:
+        TransferError: The snapshot does not fit.
+    """
+    G, D = _generator(config, dataset), _discriminator(config, dataset)
+    G = G.train().requires_grad_(False).to(device)
+    D = D.train().requires_grad_(False).to(device)
+    G_ema = copy.deepcopy(G).eval()
+    if resume is not None:
+        load_weights({"G": G, "D": D, "G_ema": G_ema}, resume)
+    if config.sn:
+        add_spectral_norm(D)
+    lr_g, lr_d = config.learning_rates
+    return TrainingState(
+        G=G,
+        D=D,
+        G_ema=G_ema,
+        G_opt=_adam(G, lr_g, config.lazy_ratio(config.g_reg_interval)),
+        D_opt=_adam(D, lr_d, config.lazy_ratio(config.d_reg_interval)),
+        augment_pipe=_augment_pipe(config, device),
+    )
+
+
+def _generator(config, dataset):
+    return Generator(
         z_dim=config.z_dim,
         c_dim=dataset.label_dim,
         w_dim=config.w_dim,
@@ -44,10 +80,13 @@ def create_state(config, dataset, device):
             channel_max=config.channel_max,
             num_fp16_res=config.num_half_res,
             conv_clamp=config.conv_clamp,
-            fp16_channels_last=config.nhwc,
+            **_half_precision(config),
         ),
     )
-    D = Discriminator(
+
+
+def _discriminator(config, dataset):
+    return Discriminator(
         c_dim=dataset.label_dim,
         img_resolution=dataset.resolution,
         img_channels=dataset.num_channels,
@@ -56,20 +95,15 @@ def create_state(config, dataset, device):
         channel_max=config.channel_max,
         num_fp16_res=config.num_half_res,
         conv_clamp=config.conv_clamp,
-        block_kwargs=dict(freeze_layers=config.freezed, fp16_channels_last=config.nhwc),
+        block_kwargs=dict(freeze_layers=config.freezed, **_half_precision(config)),
         epilogue_kwargs=dict(mbstd_group_size=config.mbstd_group),
     )
-    G = G.train().requires_grad_(False).to(device)
-    D = D.train().requires_grad_(False).to(device)
-    lr_g, lr_d = config.learning_rates
-    return TrainingState(
-        G=G,
-        D=D,
-        G_ema=copy.deepcopy(G).eval(),
-        G_opt=_adam(G, lr_g, config.lazy_ratio(config.g_reg_interval)),
-        D_opt=_adam(D, lr_d, config.lazy_ratio(config.d_reg_interval)),
-        augment_pipe=_augment_pipe(config, device),
-    )
+
+
+def _half_precision(config):
+    """Arguments of the blocks; of these, half_dtype is ours alone and left out where it can be."""
+    dtype = dict(half_dtype="bfloat16") if config.precision == "bf16" else {}
+    return dict(fp16_channels_last=config.nhwc, **dtype)
 
 
 def _augment_pipe(config, device):

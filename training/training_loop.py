@@ -20,7 +20,6 @@ from training.run_images import RunImages
 from training.snapshot import save_snapshot
 from training.stages import build_stages, enter_stage, run_phase
 from training.state import create_state
-from training.transfer import load_weights
 
 logger = logging.getLogger(__name__)
 
@@ -54,9 +53,7 @@ class TrainingRun:
         self.config = config
         self.run_dir = Path(run_dir)
         self.stats = TrainingStats()
-        self.state = create_state(config, dataset, device)
-        if resume is not None:
-            load_weights(self.state, resume)
+        self.state = create_state(config, dataset, device, resume)
         self.coop, self.adversarial = build_stages(config, self.state, self.stats.report)
         self.stage = None
         self.guard = DivergenceGuard(self.state)
@@ -144,7 +141,7 @@ class TrainingRun:
         self.images.save_fakes(self.state.G_ema, f"fakes{name}.png")
         save_snapshot(
             self.run_dir / f"network-snapshot-{name}.pkl",
-            **self.state.nets(),
+            **self.state.nets_of_snapshot(),
             augment_pipe=self.state.augment_pipe,
             training_set_kwargs=self.config.training_set_kwargs(),
         )

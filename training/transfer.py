@@ -2,12 +2,16 @@
 
 import logging
 
+import torch
+
 import legacy
 from dnnlib.util import DownloadError, open_url
-from torch_utils.misc import copy_params_and_buffers, params_and_buffers
+from torch_utils.misc import params_and_buffers
 from training.transfer_names import OFFICIAL_SNAPSHOTS
 
 logger = logging.getLogger(__name__)
+
+MAX_ROWS = 40  # of the table of what does not fit; more tell no more than a count
 
 
 class TransferError(ValueError):
@@ -25,29 +29,117 @@ def read_snapshot(source):
             return legacy.load_network_pkl(file)
     except DownloadError as error:
         raise TransferError(f"Cannot use --resume={source}: {error}.") from error
+    except FileNotFoundError as error:
+        raise TransferError(
+            f"Cannot read --resume={source}: {error.strerror}; "
+            f"give a path, a URL or one of {', '.join(OFFICIAL_SNAPSHOTS)}."
+        ) from error
     except OSError as error:
         raise TransferError(f"Cannot read --resume={source}: {error.strerror}.") from error
     except (legacy.UnsafePickleError, ValueError) as error:
         raise TransferError(f"Cannot use --resume={source}: {error}.") from error
 
 
-def load_weights(state, networks):
-    """Copy G, D and G_ema by tensor name; tensors that the snapshot lacks stay as they are.
+@torch.no_grad()
+def load_weights(nets, networks):
+    """Copy every tensor that has the same name and shape in both; the others stay as they are.
+
+    How many were copied is logged, and a table of those that were not.
+
+    Args:
+        nets: The modules G, D and G_ema of this run, by name; written in place.
+        networks: Those of the snapshot.
 
     Raises:
-        TransferError: A tensor has another shape there.
+        TransferError: No weight of G's synthesis network fits, or none of D; nothing is copied.
     """
-    for name, net in state.nets().items():
-        try:
-            copy_params_and_buffers(networks[name], net, require_all=False)
-        except ValueError as error:
-            raise TransferError(
-                f"The snapshot of --resume does not fit this run ({name}: {error}); "
-                "use its --cfg, and data of its resolution, colours and labels."
-            ) from error
-        known = dict(params_and_buffers(networks[name]))
-        missing = [tensor for tensor, _ in params_and_buffers(net) if tensor not in known]
-        if missing:
-            logger.info(
-                "Not in the snapshot, left as they are: %d tensors of %s", len(missing), name
-            )
+    pairs = {name: (_tensors(networks[name]), _tensors(net)) for name, net in nets.items()}
+    shared = {name: _fitting(*pair) for name, pair in pairs.items()}
+    _require_use(shared)
+    for name, (there, here) in pairs.items():
+        for tensor in shared[name]:
+            here[tensor].copy_(there[tensor])
+    counts = [f"{len(shared[name])} of {len(here)} of {name}" for name, (_, here) in pairs.items()]
+    logger.info("Tensors loaded from the snapshot of --resume: %s.", ", ".join(counts))
+    if table := _table({name: _misfits(*pair) for name, pair in pairs.items()}):
+        logger.info(
+            "What does not fit is left out of it, and stays as initialised here:\n%s", table
+        )
+
+
+def _tensors(net):
+    return dict(params_and_buffers(net))
+
+
+def _fitting(there, here):
+    return [name for name in here if name in there and there[name].shape == here[name].shape]
+
+
+def _require_use(shared):
+    """Some biases fit anything, and a mapping network is no use without the layers behind it."""
+    lacking = [
+        name
+        for name, tensors in shared.items()
+        if not any(t.endswith(".weight") and not t.startswith("mapping.") for t in tensors)
+    ]
+    if lacking:
+        raise TransferError(
+            "The snapshot of --resume does not fit this run: not one layer of "
+            f"{', '.join(lacking)} has its shape; use its --cfg, --g-scale and --d-scale."
+        )
+
+
+def _misfits(there, here):
+    """Rows (tensor, shape there, shape here) of what was not copied; "-" where it is missing.
+
+    What belongs to a part of the network that one side lacks makes one row, with a count.
+    """
+    rows = [
+        (name, _shape(there[name]), _shape(here[name]))
+        for name in here
+        if name in there and there[name].shape != here[name].shape
+    ]
+    rows += [(part, "-", size) for part, size in _lacking(here, there)]
+    return rows + [(part, size, "-") for part, size in _lacking(there, here)]
+
+
+def _lacking(tensors, others):
+    """(name, shape) or (part.*, count) of the tensors that `others` has not."""
+    prefixes = {prefix for name in others for prefix in _prefixes(name)}
+    parts = {}
+    for name in tensors:
+        if name not in others:
+            unknown = (f"{prefix}.*" for prefix in _prefixes(name) if prefix not in prefixes)
+            parts.setdefault(next(unknown, name), []).append(name)
+    for part, names in parts.items():
+        alone = len(names) == 1
+        yield (names[0], _shape(tensors[names[0]])) if alone else (part, f"{len(names)} tensors")
+
+
+def _prefixes(name):
+    """a, a.b for a.b.c: the modules that a tensor lies in, the outermost first."""
+    parts = name.split(".")
+    return [".".join(parts[:end]) for end in range(1, len(parts))]
+
+
+def _shape(tensor):
+    return str(list(tensor.shape))
+
+
+def _table(rows):
+    """Text of rows by network, in aligned columns; networks with the same rows share them."""
+    owners = {}
+    for name, own in rows.items():
+        owners.setdefault(tuple(own), []).append(name)
+    lines = [(", ".join(names), *row) for own, names in owners.items() for row in own]
+    if not lines:
+        return ""
+    shown = [("network", "tensor", "snapshot", "this run"), *lines[:MAX_ROWS]]
+    widths = [max(len(cell) for cell in column) for column in zip(*shown, strict=True)]
+    text = [
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in shown
+    ]
+    if len(lines) > MAX_ROWS:
+        text.append(f"... and {len(lines) - MAX_ROWS} more")
+    return "\n".join(text)

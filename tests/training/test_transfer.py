@@ -1,6 +1,7 @@
 import logging
 import os
 import pickle
+import re
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from tests import tiny
 from tests.hostile_pickles import HOSTILE
 from training import transfer
 from training.dataset import ImageFolderDataset
+from training.networks import Discriminator, Generator
 from training.snapshot import save_snapshot
 from training.state import create_state
 from training.transfer import TransferError, load_weights, read_snapshot
@@ -83,38 +85,84 @@ def test_folders_and_other_schemes(tmp_path):
         read_snapshot("ftp://example.com/net.pkl")
 
 
-def test_all_three_networks_take_the_weights(state):
+def test_all_three_networks_take_the_weights(state, caplog):
     G, D = tiny.networks(seed=1)
     G_ema, _ = tiny.networks(seed=2)
     networks = {"G": G, "D": D, "G_ema": G_ema}
-    load_weights(state, networks)
+    with caplog.at_level(logging.INFO, logger="training.transfer"):
+        load_weights(state.nets(), networks)
     for name, net in state.nets().items():
         for tensor, value in net.state_dict().items():
             assert torch.equal(value, networks[name].state_dict()[tensor]), (name, tensor)
     assert not any(p.requires_grad for p in state.G.parameters())
+    assert len(caplog.messages) == 1, "there is no table where all fits"
+    count = len(D.state_dict())
+    assert f"{count} of {count} of D" in caplog.text
+
+
+def loaded_table(nets, networks, caplog):
+    """Load; returns the rows of the table of what does not fit, as lists of words."""
+    with caplog.at_level(logging.INFO, logger="training.transfer"):
+        load_weights(nets, networks)
+    lines = caplog.messages[-1].splitlines()
+    assert lines[1].split() == ["network", "tensor", "snapshot", "this", "run"]
+    return [re.split(r"  +", line) for line in lines[2:]]
 
 
 def test_another_resolution_shares_what_it_can(state, caplog):
     G, D = tiny.networks(resolution=16, seed=1)
     for p in G.synthesis.b8.parameters():
         p.data.fill_(0.25)
-    del D.b4
-    before = {n: v.clone() for n, v in state.D.b4.state_dict().items()}
-    with caplog.at_level(logging.INFO, logger="training.transfer"):
-        load_weights(state, {"G": G, "D": D, "G_ema": G})
+    before = {n: v.clone() for n, v in state.D.b8.fromrgb.state_dict().items()}
+    rows = loaded_table(state.nets(), {"G": G, "D": D, "G_ema": G}, caplog)
     assert (state.G.synthesis.b8.conv0.weight == 0.25).all()
-    assert all(torch.equal(value, before[n]) for n, value in state.D.b4.state_dict().items())
-    # Besides, D reads images at 16x16 there and at 8x8 here.
-    count = len(before) + len(state.D.b8.fromrgb.state_dict())
-    assert f"left as they are: {count} tensors of D" in caplog.text
+    assert torch.equal(state.D.b4.conv.weight, D.b4.conv.weight)
+    for name, value in state.D.b8.fromrgb.state_dict().items():
+        assert torch.equal(value, before[name])
+    count = {net: len(part.state_dict()) for net, part in (("G", G.synthesis.b16), ("D", D.b16))}
+    assert rows == [
+        ["G, G_ema", "synthesis.b16.*", f"{count['G']} tensors", "-"],
+        ["D", "b8.fromrgb.*", "-", f"{len(before)} tensors"],
+        ["D", "b16.*", f"{count['D']} tensors", "-"],
+    ]
 
 
-def test_other_shapes_are_refused(state):
-    G, D = tiny.networks(c_dim=3)
+def test_from_unconditional_to_conditional_and_to_more_classes(state, caplog):
+    G, D = tiny.networks(c_dim=3, seed=1)
+    conditional = {"G": G, "D": D, "G_ema": G}
+    rows = loaded_table(state.nets(), conditional, caplog)
+    assert torch.equal(state.G.synthesis.b8.conv0.weight, G.synthesis.b8.conv0.weight)
+    assert ["G, G_ema", "mapping.fc0.weight", "[4, 8]", "[4, 4]"] in rows
+    assert ["G, G_ema", "mapping.embed.*", "2 tensors", "-"] in rows
+
+    caplog.clear()
+    G_10, D_10 = tiny.networks(c_dim=10, seed=2)
+    rows = loaded_table({"G": G_10, "D": D_10, "G_ema": G_10}, conditional, caplog)
+    assert ["G, G_ema", "mapping.embed.weight", "[4, 3]", "[4, 10]"] in rows
+    assert torch.equal(D_10.b4.out.weight, D.b4.out.weight)
+
+
+def test_long_tables_end_with_a_count(caplog, monkeypatch):
+    monkeypatch.setattr(transfer, "MAX_ROWS", 2)
+    G, D = tiny.networks()
+    wide = Generator(
+        z_dim=4, c_dim=0, w_dim=4, img_resolution=8, img_channels=1,
+        mapping_kwargs=dict(num_layers=1), synthesis_kwargs=dict(channel_base=256, channel_max=32),
+    )  # fmt: skip
+    wide.synthesis.b4.conv1 = G.synthesis.b4.conv1  # something has to fit
+    rows = loaded_table({"G": G, "D": D, "G_ema": G}, {"G": wide, "D": D, "G_ema": wide}, caplog)
+    assert len(rows) == 3 and re.fullmatch(r"\.\.\. and \d+ more", rows[2][0])
+
+
+def test_a_snapshot_that_shares_no_layer_is_refused_and_changes_nothing(state):
+    G, _ = tiny.networks()
+    wide = Discriminator(0, 8, 1, channel_base=256, channel_max=32)
+    before = {n: v.clone() for n, v in state.G.state_dict().items()}
     with pytest.raises(TransferError) as caught:
-        load_weights(state, {"G": G, "D": D, "G_ema": G})
-    assert "does not fit this run (G: mapping.fc0.weight has shape" in str(caught.value)
-    assert "labels" in str(caught.value) and "\n" not in str(caught.value)
+        load_weights(state.nets(), {"G": G, "D": wide, "G_ema": G})
+    assert "not one layer of D has its shape" in str(caught.value)
+    assert "--d-scale" in str(caught.value) and "\n" not in str(caught.value)
+    assert all(torch.equal(v, before[n]) for n, v in state.G.state_dict().items())
 
 
 def test_truncated_snapshots(snapshot):
