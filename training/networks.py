@@ -3,8 +3,8 @@
 The source text of this file travels inside network snapshots and is executed by the official
 StyleGAN2-ADA-PyTorch loader. It may therefore use only those project names that exist there too
 (a test holds the list), and constructor arguments, parameter and buffer names are part of the
-snapshot format. Images are float32 NCHW in [-1, 1]. Half precision is used on CUDA only; a network
-built with `num_fp16_res > 0` runs in float32 on the CPU.
+snapshot format. Images are float32 NCHW in [-1, 1]. The `num_fp16_res` highest resolutions run in
+half precision: bfloat16 anywhere, float16 on CUDA only, in whose place the CPU uses float32.
 """
 
 import numpy as np
@@ -14,6 +14,7 @@ from torch_utils import misc, persistence
 from torch_utils.ops import bias_act, conv2d_resample, fma, upfirdn2d
 
 SQRT_HALF = float(np.sqrt(0.5))
+HALF_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 @misc.profiled_function
@@ -255,10 +256,9 @@ class SynthesisLayer(torch.nn.Module):
         if noise_mode not in ("random", "const", "none"):
             raise ValueError(f"noise_mode is random, const or none, not {noise_mode!r}")
         noise = self._noise(x, noise_mode)
-        resample = dict(up=self.up, padding=self.padding, resample_filter=self.resample_filter)
         x = modulated_conv2d(
-            x, self.weight, self.affine(w), noise, flip_weight=(self.up == 1),
-            fused_modconv=fused_modconv, **resample,
+            x, self.weight, self.affine(w), noise, up=self.up, resample_filter=self.resample_filter,
+            padding=self.padding, flip_weight=(self.up == 1), fused_modconv=fused_modconv,
         )  # fmt: skip
         return _biased_activation(self, x, gain)
 
@@ -285,16 +285,19 @@ class ToRGBLayer(torch.nn.Module):
         return bias_act.bias_act(x, self.bias.to(x.dtype), clamp=self.conv_clamp)
 
 
-def _check_architecture(architecture):
+def _check_choices(architecture, half_dtype="float16"):
     if architecture not in ("orig", "skip", "resnet"):
         raise ValueError(f"architecture is orig, skip or resnet, not {architecture!r}")
+    if half_dtype not in HALF_DTYPES:
+        raise ValueError(f"half_dtype is float16 or bfloat16, not {half_dtype!r}")
 
 
 def _precision(block, x, force_fp32):
     """The dtype and memory format that `block` computes in, for input like `x`."""
-    if not block.use_fp16 or not x.is_cuda or force_fp32:
+    dtype = HALF_DTYPES[block.half_dtype]
+    if not block.use_fp16 or force_fp32 or (dtype == torch.float16 and not x.is_cuda):
         return torch.float32, torch.contiguous_format
-    return torch.float16, torch.channels_last if block.channels_last else torch.contiguous_format
+    return dtype, torch.channels_last if block.channels_last else torch.contiguous_format
 
 
 @persistence.persistent_class
@@ -304,15 +307,16 @@ class SynthesisBlock(torch.nn.Module):
     def __init__(
         self, in_channels, out_channels, w_dim, resolution, img_channels, is_last,
         architecture="skip", resample_filter=[1, 3, 3, 1], conv_clamp=None, use_fp16=False,
-        fp16_channels_last=False, **layer_kwargs,
+        fp16_channels_last=False, half_dtype="float16", **layer_kwargs,
     ):  # fmt: skip
-        _check_architecture(architecture)
+        _check_choices(architecture, half_dtype)
         super().__init__()
         self.in_channels, self.w_dim = in_channels, w_dim
-        self.architecture, self.use_fp16 = architecture, use_fp16
+        self.architecture, self.use_fp16, self.half_dtype = architecture, use_fp16, half_dtype
         self.channels_last = use_fp16 and fp16_channels_last
         self.register_buffer("resample_filter", upfirdn2d.setup_filter(resample_filter))
-        self.num_conv = self.num_torgb = 0
+        self.num_conv = 1 if in_channels == 0 else 2
+        self.num_torgb = 1 if is_last or architecture == "skip" else 0
         shared = dict(conv_clamp=conv_clamp, channels_last=self.channels_last)
         layer = dict(w_dim=w_dim, resolution=resolution, resample_filter=resample_filter)
         layer.update(**shared, **layer_kwargs)
@@ -320,12 +324,9 @@ class SynthesisBlock(torch.nn.Module):
             self.const = torch.nn.Parameter(torch.randn([out_channels, resolution, resolution]))
         else:
             self.conv0 = SynthesisLayer(in_channels, out_channels, up=2, **layer)
-            self.num_conv += 1
         self.conv1 = SynthesisLayer(out_channels, out_channels, **layer)
-        self.num_conv += 1
-        if is_last or architecture == "skip":
+        if self.num_torgb:
             self.torgb = ToRGBLayer(out_channels, img_channels, w_dim=w_dim, **shared)
-            self.num_torgb += 1
         if in_channels != 0 and architecture == "resnet":
             self.skip = Conv2dLayer(
                 in_channels, out_channels, kernel_size=1, bias=False, up=2,
@@ -336,7 +337,7 @@ class SynthesisBlock(torch.nn.Module):
         """Features x and image so far, both of half the resolution (or None), to the same here.
 
         Returns:
-            x [N, out_channels, H, W] in float16 or float32; img [N, img_channels, H, W] float32.
+            x [N, out_channels, H, W] in half or float32; img [N, img_channels, H, W] in float32.
         """
         misc.assert_shape(ws, [None, self.num_conv + self.num_torgb, self.w_dim])
         styles = iter(ws.unbind(dim=1))
@@ -448,12 +449,13 @@ class DiscriminatorBlock(torch.nn.Module):
     def __init__(
         self, in_channels, tmp_channels, out_channels, resolution, img_channels, first_layer_idx,
         architecture="resnet", activation="lrelu", resample_filter=[1, 3, 3, 1], conv_clamp=None,
-        use_fp16=False, fp16_channels_last=False, freeze_layers=0,
+        use_fp16=False, fp16_channels_last=False, freeze_layers=0, half_dtype="float16",
     ):  # fmt: skip
-        _check_architecture(architecture)
+        _check_choices(architecture, half_dtype)
         super().__init__()
         self.in_channels, self.resolution = in_channels, resolution
-        self.img_channels, self.architecture, self.use_fp16 = img_channels, architecture, use_fp16
+        self.img_channels, self.architecture = img_channels, architecture
+        self.use_fp16, self.half_dtype = use_fp16, half_dtype
         self.channels_last = use_fp16 and fp16_channels_last
         self.register_buffer("resample_filter", upfirdn2d.setup_filter(resample_filter))
         self.num_layers = 0
@@ -529,7 +531,7 @@ class DiscriminatorEpilogue(torch.nn.Module):
         self, in_channels, cmap_dim, resolution, img_channels, architecture="resnet",
         mbstd_group_size=4, mbstd_num_channels=1, activation="lrelu", conv_clamp=None,
     ):  # fmt: skip
-        _check_architecture(architecture)
+        _check_choices(architecture)
         super().__init__()
         self.in_channels, self.cmap_dim = in_channels, cmap_dim
         self.resolution, self.architecture = resolution, architecture
@@ -586,10 +588,8 @@ class Discriminator(torch.nn.Module):
             setattr(self, f"b{res}", block)
             layer_idx += block.num_layers
         if c_dim > 0:
-            label_only = dict(z_dim=0, num_ws=None, w_avg_beta=None)
-            self.mapping = MappingNetwork(
-                c_dim=c_dim, w_dim=cmap_dim, **label_only, **mapping_kwargs
-            )
+            labels = dict(z_dim=0, c_dim=c_dim, w_dim=cmap_dim, num_ws=None, w_avg_beta=None)
+            self.mapping = MappingNetwork(**labels, **mapping_kwargs)
         self.b4 = DiscriminatorEpilogue(channels[4], cmap_dim, 4, **shared, **epilogue_kwargs)
 
     def forward(self, img, c, **block_kwargs):

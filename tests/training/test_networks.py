@@ -9,8 +9,10 @@ from training import networks
 from training.networks import (
     Conv2dLayer,
     Discriminator,
+    DiscriminatorBlock,
     Generator,
     MinibatchStdLayer,
+    SynthesisBlock,
     SynthesisLayer,
     modulated_conv2d,
 )
@@ -199,3 +201,75 @@ def test_source_travels_alone():
             if word.lstrip("@").startswith(f"{module}.")
         }
         assert used == allowed
+
+
+def small_networks(half_dtype, num_fp16_res=2):
+    """G and D of 32x32 images with weights of their own seed; half precision at 16 and 32."""
+    torch.manual_seed(0)
+    half = dict(num_fp16_res=num_fp16_res, conv_clamp=256)
+    size = dict(channel_base=256)
+    dtype = dict(half_dtype=half_dtype)
+    G = Generator(8, 0, 8, 32, 3, synthesis_kwargs=dict(**size, **half, **dtype))
+    D = Discriminator(0, 32, 3, **size, **half, block_kwargs=dtype)
+    return G, D
+
+
+def dtypes(net):
+    """The dtype of the features that leave each block, in the order of the blocks."""
+    seen = []
+
+    def note(module, args, output):
+        seen.append(output[0].dtype)
+
+    for module in net.modules():
+        if isinstance(module, SynthesisBlock | DiscriminatorBlock):
+            module.register_forward_hook(note)
+    return seen
+
+
+def test_bfloat16_runs_in_the_highest_resolutions_alone():
+    G, D = small_networks("bfloat16")
+    seen_G, seen_D = dtypes(G.synthesis), dtypes(D)
+    img = G(torch.randn(2, 8), None, noise_mode="const")
+    scores = D(img, None)
+    assert img.dtype == scores.dtype == torch.float32
+    full, half = torch.float32, torch.bfloat16
+    assert seen_G == [full, full, half, half], "from 4x4 to 32x32"
+    assert seen_D == [half, half, full], "from 32x32 to 8x8"
+
+
+def test_bfloat16_is_close_to_float32_and_forced_float32_equal_to_it():
+    G, D = small_networks("bfloat16")
+    exact_G, exact_D = small_networks("bfloat16", num_fp16_res=0)
+    z = torch.randn(4, 8)
+    img, exact = (net(z, None, noise_mode="const") for net in (G, exact_G))
+    assert 0 < relative_error(img, exact) < 0.05
+    assert 0 < relative_error(D(exact, None), exact_D(exact, None)) < 0.05
+    forced = G(z, None, noise_mode="const", force_fp32=True)
+    torch.testing.assert_close(forced, exact)
+
+
+def test_bfloat16_trains():
+    """Gradients, also of a penalty on gradients, reach every weight and are finite."""
+    G, D = small_networks("bfloat16")
+    img = G(torch.randn(4, 8), None)
+    D(img, None).sum().backward()
+    real = torch.rand(4, 3, 32, 32, requires_grad=True)
+    (gradient,) = torch.autograd.grad(D(real, None).sum(), real, create_graph=True)
+    gradient.square().sum().backward()
+    for net in (G, D):
+        for name, p in net.named_parameters():
+            if "noise_strength" not in name:
+                assert p.grad.isfinite().all() and p.grad.abs().sum() > 0, name
+
+
+def test_float16_falls_back_to_float32_on_the_cpu():
+    G, _ = small_networks("float16")
+    seen = dtypes(G.synthesis)
+    G(torch.randn(2, 8), None)
+    assert set(seen) == {torch.float32}
+
+
+def test_other_half_dtypes_are_refused():
+    with pytest.raises(ValueError, match="half_dtype is float16 or bfloat16, not 'half'"):
+        small_networks("half")
