@@ -37,6 +37,8 @@ REGULARISERS = {
         ["--gamma=1", "--pl-weight=2", "--lazy=0"],
         {"Timing/Gboth", "Timing/Dboth", "Loss/pl_penalty", "Loss/r1_penalty"},
     ),
+    "spectral norm": (["--sn=1", "--gamma=1"], {"Timing/Dreg", "Loss/r1_penalty"}),
+    "bfloat16": (["--precision=bf16", "--gamma=1"], {"Timing/Dreg", "Loss/r1_penalty"}),
     "zCR": (["--zcr=1", "--zcr-noise=0.2"], {"Loss/zcr/G", "Loss/zcr/D"}),
     "look-ahead only": (["--brc-lookahead=2"], set()),
     "Freeze-D": (["--freezed=2", "--gamma=1"], {"Timing/Dreg", "Loss/r1_penalty"}),

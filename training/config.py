@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, fields
 
 from training.augpipes import AUGPIPES
 from training.presets import CFG_NAMES, preset
+from training.transfer_names import OFFICIAL_SNAPSHOTS
 
 NOISE_SCHEDULES = ("linear", "constant")
 LOSSES = ("ns", "hinge", "wgan", "wgan-gp")
@@ -77,7 +78,9 @@ class TrainingConfig:
     freezed: int = setting("Freeze-D: layers of D kept fixed, counted from the image", 0)
     precision: str = setting("of the four highest resolutions: fp32, fp16 (CUDA only) or bf16")
     nhwc: bool = setting("channels-last memory layout in half-precision blocks", False)
-    resume: str | None = setting("snapshot to start from, path or URL", None)
+    resume: str | None = setting(
+        f"snapshot to start from: path, URL or {', '.join(OFFICIAL_SNAPSHOTS)}", None
+    )
 
     # Optimisation
     lr: float = setting("learning rate of Adam, before the lazy correction")
@@ -146,9 +149,9 @@ class TrainingConfig:
             if isinstance(value, float) and not math.isfinite(value):
                 yield f"{flag(name)} must be a finite number, not {value}"
         at_least = dict(
-            workers=0, kimg=1, batch=1, gpus=1, snap=1, mapping_layers=1, freezed=0, gamma=0,
-            gp_weight=0, pl_weight=0, zcr_g=0, zcr_d=0, zcr_noise=0, ema_kimg=0, ada_kimg=1,
-            coop_kimg=0, coop_energy_l2=0,
+            workers=0, kimg=1, batch=1, gpus=1, snap=1, mapping_layers=1, channel_max=1, freezed=0,
+            gamma=0, gp_weight=0, pl_weight=0, zcr_g=0, zcr_d=0, zcr_noise=0, ema_kimg=0,
+            ada_kimg=1, coop_kimg=0, coop_energy_l2=0,
         )  # fmt: skip
         for name, low in at_least.items():
             if getattr(self, name) < low:

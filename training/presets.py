@@ -45,7 +45,7 @@ PRESETS = {
     ),
     "cifar": CIFAR,
     # CoopInit's row of Tables 1 and 6: FID 6.40 -> 4.34 without augmentation.
-    "cifar-coopinit": CIFAR | dict(gamma=0.0, coop_kimg=750),
+    "cifar-coopinit": CIFAR | dict(kimg=25000, gamma=0.0, coop_kimg=750),
     # What CoopInit, section 5.4, varies (Tables 5 and 7-9): channels 512, 512, 256, 128 at 4, 8,
     # 16, 32, no lazy regularisation, 25M images without augmentation. The baseline: add
     # --coop-kimg=750 for the rows of the method, --gamma=0.01 for those with R1.

@@ -237,6 +237,45 @@ def test_zcr_wants_g_to_change_with_z_and_d_not_to(nets):
             torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
 
 
+def smooth(x, weight):
+    """Scores [N, 1] of images or latents; twice differentiable, and not linear."""
+    return torch.nn.functional.softplus(x.flatten(1) @ weight).sum(dim=1, keepdim=True)
+
+
+def r1_of(img, weight):
+    return r1_penalty(smooth(img, weight), img)
+
+
+def gradient_penalty_of(img, weight):
+    return gradient_penalty(smooth(img, weight), img)
+
+
+def latent_consistency_of(img, weight):
+    return latent_consistency(smooth(img, weight), smooth(img + 0.1, weight))
+
+
+def path_lengths_of(ws, weight):
+    images = torch.nn.functional.softplus(ws.sum(dim=1) @ weight).reshape(-1, 1, 2, 2)
+    return path_lengths(images, ws, torch.linspace(-1, 1, 12).double().reshape(3, 1, 2, 2))
+
+
+@pytest.mark.parametrize(
+    ("penalty", "shape"),
+    [
+        (r1_of, (3, 1, 2, 2)),
+        (gradient_penalty_of, (3, 1, 2, 2)),
+        (latent_consistency_of, (3, 1, 2, 2)),
+        (path_lengths_of, (3, 2, 4)),
+    ],
+)
+def test_gradients_of_regularisers(penalty, shape):
+    """By the weights of the network and by its input, against finite differences in float64."""
+    torch.manual_seed(0)
+    point = torch.randn(shape, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(4, 4, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(penalty, (point, weight))
+
+
 def test_zcr_of_nothing_is_nothing():
     images = torch.rand(3, 1, 4, 4)
     assert latent_consistency(images, images).tolist() == [0, 0, 0]

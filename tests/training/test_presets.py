@@ -64,8 +64,8 @@ def test_presets_of_the_paper():
     best = TrainingConfig.from_options(dict(data="d", cfg="cifar-coopinit"), resolution=32)
     cifar = TrainingConfig.from_options(dict(data="d", cfg="cifar"), resolution=32)
     changed = {name for name, value in vars(best).items() if getattr(cifar, name) != value}
-    assert changed == {"cfg", "gamma", "coop_kimg", "aug"}
-    assert (best.gamma, best.coop_kimg, best.aug) == (0, 750, "noaug")
+    assert changed == {"cfg", "gamma", "coop_kimg", "aug", "kimg"}
+    assert (best.gamma, best.coop_kimg, best.aug, best.kimg) == (0, 750, "noaug", 25000)
 
     base = TrainingConfig.from_options(dict(data="d", cfg="coopinit-base"), resolution=32)
     channels = [min(round(16384 * base.d_scale) // size, 512) for size in (4, 8, 16, 32)]
