@@ -7,6 +7,7 @@ import sys
 
 import click
 
+from dnnlib.command import SectionedCommand
 from training.augpipes import AUGPIPES
 from training.config import (
     ARCHITECTURES,
@@ -51,82 +52,108 @@ def option(name, default="from --cfg", **kwargs):
     `default` describes what holds where the field has no default of its own.
     """
     field = name.lstrip("-").replace("-", "_")
+    doc, _, without = DOCS[field].partition("; None: ")
     if DEFAULTS[field] is not dataclasses.MISSING:
-        default = DEFAULTS[field]
-    shown = "" if default is None or kwargs.get("required") else f"  [default: {default}]"
-    doc = DOCS[field]
-    return click.option(name, help=doc[0].upper() + doc[1:] + shown, **kwargs)
+        default = without if DEFAULTS[field] is None else DEFAULTS[field]
+    shown = "" if not str(default) or kwargs.get("required") else f"  [default: {default}]"
+    return click.Option([name], help=doc[0].upper() + doc[1:] + shown, **kwargs)
 
 
-@click.command(context_settings={"show_default": True, "max_content_width": 100})
-# General
-@click.option("--outdir", default="training-runs", help="Folder of all runs", metavar="DIR")
-@click.option("-n", "--dry-run", is_flag=True, help="Print the settings and exit")
-@click.option("--device", help="cpu, cuda or cuda:N  [default: cuda where there is one]")
-@option("--gpus", type=int)
-@option("--snap", type=int)
-@option("--seed", type=int)
-@click.option("--metrics", help="Not available yet; none is accepted", metavar="LIST")
-# Data
-@option("--data", required=True, metavar="PATH")
-@option("--cond", type=bool, metavar="BOOL")
-@option("--subset", type=int)
-@option("--mirror", type=bool, metavar="BOOL")
-@option("--workers", type=int)
-# Preset and what it sets
-@option("--cfg", type=click.Choice(CFG_NAMES))
-@option("--gamma", type=float)
-@option("--kimg", type=int)
-@option("--batch", type=int)
-# Networks
-@option("--mapping-layers", type=int)
-@option("--g-arch", type=click.Choice(ARCHITECTURES))
-@option("--d-arch", type=click.Choice(ARCHITECTURES))
-@option("--g-scale", type=float)
-@option("--d-scale", type=float)
-@option("--channel-max", type=int)
-@option("--sn", type=bool, metavar="BOOL")
-# Augmentation
-@option("--aug", type=click.Choice(AUGMENTATIONS), default="ada with --loss=ns and R1, else noaug")
-@option("--p", type=float)
-@option("--target", type=float)
-@option("--augpipe", type=click.Choice(list(AUGPIPES)))
-# Adversarial loss and regularisation
-@option("--loss", type=click.Choice(LOSSES))
-@option("--gp-weight", type=float)
-@option("--lazy", type=bool, metavar="BOOL")
-@option("--pl-weight", type=float)
-@option("--style-mixing", type=float)
-@option("--zcr", type=bool, metavar="BOOL")
-@option("--zcr-g", type=float)
-@option("--zcr-d", type=float)
-@option("--zcr-noise", type=float)
-@option("--brc", type=bool, metavar="BOOL")
-@option("--brc-lookahead", type=int)
-# Learning rates
-@option("--lr", type=float)
-@option("--lr-g", type=float)
-@option("--lr-d", type=float)
-# Transfer learning
-@option("--resume", metavar="PKL", callback=snapshot_or_none)
-@option("--freezed", type=int)
-# Performance
-@option("--precision", type=click.Choice(PRECISIONS), default="fp16 on CUDA, fp32 on the CPU")
-@click.option("--fp32", type=bool, metavar="BOOL", help="The same as --precision=fp32")
-@option("--nhwc", type=bool, metavar="BOOL")
-@click.option("--nobench", type=bool, metavar="BOOL", help="No cuDNN benchmarking")
-@option("--allow-tf32", type=bool, metavar="BOOL")
-# Cooperative initialisation
-@option("--coop-kimg", type=int)
-@option("--coop-steps", type=int)
-@option("--coop-step-size", type=float)
-@option("--coop-noise", type=FloatOrLiteral())
-@option("--coop-noise-schedule", type=click.Choice(NOISE_SCHEDULES))
-@option("--coop-step-clip", type=float)
-@option("--coop-clamp", type=float)
-@option("--coop-energy-l2", type=float)
-@option("--coop-lr-g", type=float)
-@option("--coop-lr-d", type=float)
+OPTIONS = {
+    "General": [
+        click.Option(
+            ["--outdir"], default="training-runs", help="Folder of all runs", metavar="DIR"
+        ),
+        click.Option(["-n", "--dry-run"], is_flag=True, help="Print the settings and exit"),
+        click.Option(["--device"], help="cpu, cuda or cuda:N  [default: cuda where there is one]"),
+        option("--gpus", type=int),
+        option("--snap", type=int),
+        option("--seed", type=int),
+        click.Option(["--metrics"], help="Not available yet; none is accepted", metavar="LIST"),
+    ],
+    "Data": [
+        option("--data", required=True, metavar="PATH"),
+        option("--cond", type=bool, metavar="BOOL"),
+        option("--subset", type=int),
+        option("--mirror", type=bool, metavar="BOOL"),
+        option("--workers", type=int),
+    ],
+    "Preset, and what it sets": [
+        option("--cfg", type=click.Choice(CFG_NAMES)),
+        option("--gamma", type=float),
+        option("--kimg", type=int),
+        option("--batch", type=int),
+    ],
+    "Networks": [
+        option("--mapping-layers", type=int),
+        option("--g-arch", type=click.Choice(ARCHITECTURES)),
+        option("--d-arch", type=click.Choice(ARCHITECTURES)),
+        option("--g-scale", type=float),
+        option("--d-scale", type=float),
+        option("--channel-max", type=int),
+        option("--sn", type=bool, metavar="BOOL"),
+    ],
+    "Augmentation": [
+        option(
+            "--aug",
+            type=click.Choice(AUGMENTATIONS),
+            default="ada with --loss=ns and R1, else noaug",
+        ),
+        option("--p", type=float),
+        option("--target", type=float),
+        option("--augpipe", type=click.Choice(list(AUGPIPES))),
+    ],
+    "Loss and regularisation": [
+        option("--loss", type=click.Choice(LOSSES)),
+        option("--gp-weight", type=float),
+        option("--lazy", type=bool, metavar="BOOL"),
+        option("--pl-weight", type=float),
+        option("--style-mixing", type=float),
+        option("--zcr", type=bool, metavar="BOOL"),
+        option("--zcr-g", type=float),
+        option("--zcr-d", type=float),
+        option("--zcr-noise", type=float),
+        option("--brc", type=bool, metavar="BOOL"),
+        option("--brc-lookahead", type=int),
+    ],
+    "Learning rates": [
+        option("--lr", type=float),
+        option("--lr-g", type=float),
+        option("--lr-d", type=float),
+    ],
+    "Transfer learning": [
+        option("--resume", metavar="PKL", callback=snapshot_or_none),
+        option("--freezed", type=int),
+    ],
+    "Performance": [
+        option(
+            "--precision", type=click.Choice(PRECISIONS), default="fp16 on CUDA, fp32 on the CPU"
+        ),
+        click.Option(["--fp32"], type=bool, metavar="BOOL", help="The same as --precision=fp32"),
+        option("--nhwc", type=bool, metavar="BOOL"),
+        click.Option(["--nobench"], type=bool, metavar="BOOL", help="No cuDNN benchmarking"),
+        option("--allow-tf32", type=bool, metavar="BOOL"),
+    ],
+    "Cooperative initialisation (CoopInit)": [
+        option("--coop-kimg", type=int),
+        option("--coop-steps", type=int),
+        option("--coop-step-size", type=float),
+        option("--coop-noise", type=FloatOrLiteral()),
+        option("--coop-noise-schedule", type=click.Choice(NOISE_SCHEDULES)),
+        option("--coop-step-clip", type=float),
+        option("--coop-clamp", type=float),
+        option("--coop-energy-l2", type=float),
+        option("--coop-lr-g", type=float),
+        option("--coop-lr-d", type=float),
+    ],
+}
+
+
+@click.command(
+    cls=SectionedCommand,
+    sections=OPTIONS,
+    context_settings={"show_default": True, "max_content_width": 100},
+)
 def main(outdir, dry_run, **options):
     """Train a GAN on the images of a zip or folder, made by dataset_tool.py.
 

@@ -1,11 +1,10 @@
-"""Write the documents that are generated from code; `--check` compares instead.
+"""Write docs/options.md, all options and presets; `--check` compares instead.
 
-    python docs/generate.py [--check]
-
-docs/help/NAME.txt is the help text of each command.
+python docs/generate.py [--check]
 """
 
 import importlib
+import re
 import sys
 from pathlib import Path
 
@@ -13,30 +12,85 @@ import click
 
 DOCS = Path(__file__).resolve().parent
 sys.path.insert(0, str(DOCS.parent))
+
+from training.config import setting_docs  # noqa: E402
+from training.presets import COMMON, PRESETS  # noqa: E402
+
 COMMANDS = ("train", "generate", "dataset_tool")
+INTRODUCTION = """\
+# Options
+
+Generated from the code by `make docs`; `python COMMAND.py --help` says the same.
+"""
+PRESET_NOTE = """\
+`auto`, the default, chooses by the resolution and `--gpus`; `--dry-run` prints what comes out.
+`ref_gpus` is the number of processes that a preset was made for: a forward pass sees
+`batch / ref_gpus` images, unless `--batch` is given.
+"""
 
 
-def documents():
-    """Text of every generated document, by its path."""
+def options_page():
+    """Text of docs/options.md."""
+    parts = [INTRODUCTION]
     for name in COMMANDS:
         command = importlib.import_module(name).main
         context = click.Context(command, info_name=f"python {name}.py", terminal_width=100)
-        yield DOCS / "help" / f"{name}.txt", command.get_help(context) + "\n"
+        sections = getattr(command, "sections", {"": command.params})
+        parts.append(f"## {name}.py\n")
+        for title, options in sections.items():
+            rows = [option_row(option.get_help_record(context)) for option in options]
+            parts += [f"### {title}\n"] if title else []
+            parts.append(table(("option", "default", "meaning"), rows))
+        if name == "train":
+            parts += ["### Presets of `--cfg`\n", PRESET_NOTE, presets_table()]
+    return "\n".join(parts)
+
+
+def option_row(record):
+    """(option, default, meaning) from click's help record, which ends in [default: 8; x>=1]."""
+    left, text = record
+    found = re.search(r"\s*\[(?:default: )?([^\[\]]*)\]$", text)
+    extra = found[1].split("; ") if found else []
+    bounds = [f" ({part.replace('x', '')})" for part in extra if part.startswith("x")]
+    default = [part for part in extra if not part.startswith("x")]
+    meaning = text[: found.start()] if found else text
+    return f"`{left}`", *(default or [""]), meaning + "".join(bounds)
+
+
+def presets_table():
+    """What every preset sets; a column a preset."""
+    presets = {name: COMMON | values for name, values in PRESETS.items()}
+    docs = setting_docs() | {
+        "ref_gpus": "processes that the preset was made for",
+        "scale": "scale of G and D: channels(res) = min(16384 s / res, channel_max)",
+    }
+    settings = sorted({name for values in presets.values() for name in values})
+    rows = [
+        (f"`{name}`", *(shown(presets[p].get(name, "")) for p in presets), docs[name])
+        for name in settings
+    ]
+    return table(("setting", *(f"`{name}`" for name in presets), "meaning"), rows)
+
+
+def shown(value):
+    """Short text of a setting."""
+    return f"{value:g}" if isinstance(value, float) else "-" if value is None else str(value)
+
+
+def table(head, rows):
+    """A Markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    cells = [" | ".join(cell.replace("|", "\\|") for cell in line) for line in lines]
+    return "".join(f"| {line} |\n" for line in cells)
 
 
 def main():
-    """Write all documents, or with --check say which are out of date and exit 1."""
-    check = sys.argv[1:] == ["--check"]
-    stale = []
-    for path, text in documents():
-        if path.exists() and path.read_text() == text:
-            continue
-        stale.append(path.name)
-        if not check:
-            path.parent.mkdir(exist_ok=True)
-            path.write_text(text)
-    if check and stale:
-        sys.exit(f"Out of date: {', '.join(stale)}. Run `make docs` and commit the result.")
+    """Write the page, or with --check exit 1 where it is out of date."""
+    path, text = DOCS / "options.md", options_page()
+    if sys.argv[1:] != ["--check"]:
+        path.write_text(text)
+    elif not path.exists() or path.read_text() != text:
+        sys.exit("docs/options.md is out of date. Run `make docs` and commit the result.")
 
 
 if __name__ == "__main__":
