@@ -9,18 +9,10 @@ import click
 
 from dnnlib.command import SectionedCommand
 from training.augpipes import AUGPIPES
-from training.config import (
-    ARCHITECTURES,
-    AUGMENTATIONS,
-    LOSSES,
-    NOISE_SCHEDULES,
-    PRECISIONS,
-    ConfigError,
-    TrainingConfig,
-    setting_docs,
-)
+from training.config import ConfigError, TrainingConfig, setting_docs
 from training.presets import CFG_NAMES
 from training.run_dir import create_run_dir, describe_run, log_to
+from training.validation import ARCHITECTURES, AUGMENTATIONS, LOSSES, NOISE_SCHEDULES, PRECISIONS
 
 DEFAULTS = {f.name: f.default for f in dataclasses.fields(TrainingConfig)}
 DOCS = setting_docs()
@@ -46,6 +38,11 @@ def snapshot_or_none(ctx, param, value):
     return None if value == "noresume" else value
 
 
+def names(ctx, param, value):
+    """A comma-separated list as a tuple."""
+    return None if value is None else tuple(name.strip() for name in value.split(","))
+
+
 def option(name, default="from --cfg", **kwargs):
     """One setting of `TrainingConfig`: its help text and default come from there.
 
@@ -54,7 +51,7 @@ def option(name, default="from --cfg", **kwargs):
     field = name.lstrip("-").replace("-", "_")
     doc, _, without = DOCS[field].partition("; None: ")
     if DEFAULTS[field] is not dataclasses.MISSING:
-        default = without if DEFAULTS[field] is None else DEFAULTS[field]
+        default = without if DEFAULTS[field] in (None, ()) else DEFAULTS[field]
     shown = "" if not str(default) or kwargs.get("required") else f"  [default: {default}]"
     return click.Option([name], help=doc[0].upper() + doc[1:] + shown, **kwargs)
 
@@ -69,6 +66,7 @@ OPTIONS = {
         option("--gpus", type=int),
         option("--snap", type=int),
         option("--seed", type=int),
+        option("--stop-on", callback=names, metavar="LIST"),
         click.Option(["--metrics"], help="Not available yet; none is accepted", metavar="LIST"),
     ],
     "Data": [
@@ -232,6 +230,7 @@ def read_resume(config):
 
 def run(config, dataset, run_dir, resume):
     """Train in a fresh run folder; errors that a user can mend end in one line."""
+    from training.diagnostics import SymptomError
     from training.divergence import DivergenceError
     from training.image_files import DatasetError
     from training.training_loop import TrainingRun
@@ -244,8 +243,10 @@ def run(config, dataset, run_dir, resume):
             click.echo(f"Run folder: {run_dir}")
             (run_dir / "training_options.json").write_text(config.to_json())
             training.train()
-    except (TransferError, DatasetError, DivergenceError, OSError) as error:
-        raise click.ClickException(last_line(error)) from error
+    except (TransferError, DatasetError, DivergenceError, SymptomError, OSError) as error:
+        refusal = click.ClickException(last_line(error))
+        refusal.exit_code = 3 if isinstance(error, SymptomError) else 1
+        raise refusal from error
     finally:
         if training is None:  # the folder holds at most a log of what is said to the user, too
             shutil.rmtree(run_dir, ignore_errors=True)

@@ -89,6 +89,7 @@ OFFICIAL_STATS = {
 }  # fmt: skip
 COOP_STATS = {
     "Coop/displacement", "Coop/energy_gap", "Coop/grad_norm/Gmain", "Coop/grad_norm/Dmain",
+    "Coop/nonfinite/Gmain", "Coop/nonfinite/Dmain",
 }  # fmt: skip
 
 
@@ -209,7 +210,7 @@ def test_every_official_option_is_accepted_and_a_dry_run_writes_nothing(data, tm
 def test_options_of_the_cooperative_stage(data):
     result = invoke(
         f"--data={data}", "--dry-run", "--cfg=digits", "--coop-kimg=3", "--coop-steps=4",
-        "--coop-step-size=0.5", "--coop-noise=literal", "--coop-noise-schedule=constant",
+        "--coop-step-size=0.5", "--coop-noise=0.5", "--coop-noise-schedule=constant",
         "--coop-step-clip=3", "--coop-clamp=2", "--coop-energy-l2=0.1",
         "--coop-lr-g=0.001", "--coop-lr-d=0.002",
     )  # fmt: skip
@@ -217,7 +218,7 @@ def test_options_of_the_cooperative_stage(data):
     printed = result.output.partition("Settings: ")[2].partition("Run: ")[0]
     settings = json.loads(printed)
     assert {name: value for name, value in settings.items() if name.startswith("coop_")} == dict(
-        coop_kimg=3, coop_steps=4, coop_step_size=0.5, coop_noise="literal",
+        coop_kimg=3, coop_steps=4, coop_step_size=0.5, coop_noise=0.5,
         coop_noise_schedule="constant", coop_step_clip=3.0, coop_clamp=2.0, coop_energy_l2=0.1,
         coop_lr_g=0.001, coop_lr_d=0.002,
     )  # fmt: skip

@@ -1,26 +1,19 @@
-"""Every setting of a training run: one frozen dataclass, validated, with a JSON round trip.
+"""Every setting of a training run: one frozen dataclass, with a JSON round trip.
+
+What the settings may be stands in `validation.py`, what `--cfg` sets in `presets.py`.
 
 Imports no torch, so that `train.py --help` answers at once.
 """
 
 import dataclasses
 import json
-import math
 from dataclasses import dataclass, field, fields
 
-from training.augpipes import AUGPIPES
-from training.presets import CFG_NAMES, preset
+from training.presets import preset
 from training.transfer_names import OFFICIAL_SNAPSHOTS
+from training.validation import SYMPTOMS, contradictions, find_problems
 
-NOISE_SCHEDULES = ("linear", "constant")
-LOSSES = ("ns", "hinge", "wgan", "wgan-gp")
-AUGMENTATIONS = ("noaug", "ada", "fixed")
-ARCHITECTURES = ("orig", "skip", "resnet")
-PRECISIONS = ("fp32", "fp16", "bf16")
-
-CHANNEL_BASE = 16384  # of scale 1: the feature maps of a layer times its resolution
 HALF_PRECISION_BLOCKS = 4  # the highest resolutions of G and D (StyleGAN2-ADA)
-MAX_LOOKAHEAD = 10
 
 
 class ConfigError(ValueError):
@@ -30,11 +23,6 @@ class ConfigError(ValueError):
 def setting(doc, default=dataclasses.MISSING):
     """A documented field of `TrainingConfig`."""
     return field(default=default, metadata={"doc": doc})
-
-
-def flag(name):
-    """The command-line option of a field."""
-    return f"--{name.replace('_', '-')}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +51,9 @@ class TrainingConfig:
     gpus: int = setting("processes", 1)
     seed: int = setting("seed of every random number", 0)
     snap: int = setting("ticks between snapshots", 50)
+    stop_on: tuple[str, ...] = setting(
+        f"stop, with exit status 3, at a symptom that is else warned of: {', '.join(SYMPTOMS)}", ()
+    )
 
     # Networks
     z_dim: int = setting("size of the latent z")
@@ -133,104 +124,9 @@ class TrainingConfig:
 
     def __post_init__(self):
         """Check everything and report all problems together."""
-        problems = [
-            *self._range_problems(),
-            *self._batch_problems(),
-            *self._optimisation_problems(),
-            *self._network_problems(),
-            *self._augmentation_problems(),
-            *self._coop_problems(),
-        ]
+        problems = list(find_problems(self))
         if problems:
             raise ConfigError("; ".join(problems))
-
-    def _range_problems(self):
-        for name, value in dataclasses.asdict(self).items():
-            if isinstance(value, float) and not math.isfinite(value):
-                yield f"{flag(name)} must be a finite number, not {value}"
-        at_least = dict(
-            workers=0, kimg=1, batch=1, gpus=1, snap=1, mapping_layers=1, channel_max=1, freezed=0,
-            gamma=0, gp_weight=0, pl_weight=0, zcr_g=0, zcr_d=0, zcr_noise=0, ema_kimg=0,
-            ada_kimg=1, coop_kimg=0, coop_energy_l2=0,
-        )  # fmt: skip
-        for name, low in at_least.items():
-            if getattr(self, name) < low:
-                yield f"{flag(name)} must be at least {low}, not {getattr(self, name)}"
-        if self.subset is not None and self.subset < 1:
-            yield f"--subset must be at least 1, not {self.subset}"
-        if not 0 <= self.seed < 2**32:
-            yield f"--seed must be from 0 to 2^32 - 1, not {self.seed}"
-        choices = dict(
-            cfg=CFG_NAMES, loss=LOSSES, aug=AUGMENTATIONS, augpipe=tuple(AUGPIPES),
-            g_arch=ARCHITECTURES, d_arch=ARCHITECTURES, precision=PRECISIONS,
-        )  # fmt: skip
-        for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                yield f"{flag(name)} must be one of {', '.join(allowed)}, not {getattr(self, name)}"
-
-    def _batch_problems(self):
-        if min(self.batch, self.gpus) < 1:
-            return  # a range problem
-        if self.batch_gpu < 1 or self.batch % (self.batch_gpu * self.gpus):
-            yield (
-                f"--batch={self.batch} cannot be split over --gpus={self.gpus} into equal parts of "
-                f"{self.batch_gpu}: choose a multiple"
-            )
-        elif self.batch_gpu % min(self.mbstd_group, self.batch_gpu):
-            yield (
-                f"each forward pass sees {self.batch_gpu} images, which is no multiple of the "
-                f"preset's minibatch-std group of {self.mbstd_group}: choose another --batch"
-            )
-
-    def _optimisation_problems(self):
-        for name in ("lr", "lr_g", "lr_d", "coop_lr_g", "coop_lr_d"):
-            value = getattr(self, name)
-            if value is not None and value <= 0:
-                yield f"{flag(name)} must be positive, not {value}"
-        if not 0 <= self.style_mixing <= 1:
-            yield f"--style-mixing must be from 0 to 1, not {self.style_mixing}"
-        if not 0 <= self.brc_lookahead <= MAX_LOOKAHEAD:
-            yield f"--brc-lookahead must be from 0 to {MAX_LOOKAHEAD}, not {self.brc_lookahead}"
-
-    def _network_problems(self):
-        for name in ("g_scale", "d_scale"):
-            least = self.resolution / CHANNEL_BASE
-            if getattr(self, name) < least:
-                yield (
-                    f"{flag(name)} must be at least {least:g}, which is one channel at "
-                    f"{self.resolution}x{self.resolution}, not {getattr(self, name)}"
-                )
-        if self.precision == "fp16" and self.device == "cpu":
-            yield "--precision=fp16 needs CUDA: use fp32 or bf16 on the CPU"
-
-    def _augmentation_problems(self):
-        if self.aug == "ada" and self.loss != "ns":
-            yield (
-                f"--aug=ada reads overfitting off the sign of D, which has no such meaning with "
-                f"--loss={self.loss}: choose --aug=noaug or --aug=fixed"
-            )
-        if self.aug == "fixed" and self.p is None:
-            yield "--aug=fixed needs a probability: add --p, for example --p=0.2"
-        if self.p is not None and self.aug != "fixed":
-            yield "--p needs --aug=fixed"
-        if self.p is not None and not 0 <= self.p <= 1:
-            yield f"--p must be from 0 to 1, not {self.p}"
-        if not 0 <= self.target <= 1:
-            yield f"--target must be from 0 to 1, not {self.target}"
-
-    def _coop_problems(self):
-        if self.coop_steps < 1:
-            yield f"--coop-steps must be at least 1, not {self.coop_steps}"
-        if self.coop_step_size <= 0:
-            yield f"--coop-step-size must be positive, not {self.coop_step_size}"
-        if self.coop_noise != "literal" and self.coop_noise < 0:
-            yield f"--coop-noise must not be negative, it is {self.coop_noise}"
-        if self.coop_noise_schedule not in NOISE_SCHEDULES:
-            yield f"--coop-noise-schedule must be one of {', '.join(NOISE_SCHEDULES)}"
-        for name in ("coop_step_clip", "coop_clamp"):
-            value = getattr(self, name)
-            if value is not None and value <= 0:
-                yield f"{flag(name)} must be positive, not {value}"
 
     @classmethod
     def from_options(cls, options, *, resolution):
@@ -256,7 +152,8 @@ class TrainingConfig:
         if "resume" in given:
             values["ema_rampup"] = None  # the snapshot's average is already a good start
             values["ada_kimg"] = 100
-        problems = list(contradictions(given, values["aug"]))
+        defaults = {f.name: f.default for f in fields(cls)}
+        problems = list(contradictions(given, defaults | values | given))
         given.pop("fp32", None)
         try:
             config = cls(**(values | given | {"resolution": resolution}))
@@ -273,7 +170,8 @@ class TrainingConfig:
     @classmethod
     def from_json(cls, text):
         """The inverse of `to_json`."""
-        return cls(**json.loads(text))
+        values = json.loads(text)
+        return cls(**values | {"stop_on": tuple(values["stop_on"])})
 
     @property
     def num_half_res(self):
@@ -326,27 +224,6 @@ def default_augmentation(values):
 def default_precision(given):
     """`precision` where the user names none; the CPU has no float16 convolutions."""
     return "fp32" if given.get("fp32") or given.get("device", "cpu") == "cpu" else "fp16"
-
-
-def contradictions(given, default_aug):
-    """Options that have no effect, or not the one they ask for, beside the others that were given.
-
-    Args:
-        given: Values by field name, and `fp32`.
-        default_aug: `aug` unless it is among them.
-    """
-    aug = given.get("aug", default_aug)
-    if given.get("fp32") and given.get("precision", "fp32") != "fp32":
-        yield f"--fp32=1 contradicts --precision={given['precision']}: leave one of them out"
-    if "target" in given and aug != "ada":
-        yield f"--target is for --aug=ada, not for --aug={aug}"
-    if "augpipe" in given and aug == "noaug":
-        yield "--augpipe has no effect with --aug=noaug: leave one of them out"
-    if "gp_weight" in given and given.get("loss") != "wgan-gp":
-        yield "--gp-weight needs --loss=wgan-gp"
-    for name in ("zcr_g", "zcr_d", "zcr_noise"):
-        if name in given and not given.get("zcr"):
-            yield f"{flag(name)} needs --zcr=1"
 
 
 def setting_docs():

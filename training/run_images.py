@@ -2,7 +2,10 @@
 
 import torch
 
+from training.diagnostics import relative_diversity
 from training.snapshot import save_image_grid, snapshot_grid
+
+DIVERSITY_SAMPLE = 64  # images
 
 
 class RunImages:
@@ -32,9 +35,26 @@ class RunImages:
     @torch.no_grad()
     def save_fakes(self, G_ema, name):
         """Write the images that `G_ema` makes now as file `name`, with constant noise."""
+        save_image_grid(self._run_dir / name, self._fakes(G_ema), self._size)
+
+    @torch.no_grad()
+    def diversity(self, G):
+        """`relative_diversity` of a sample of the images that `G` makes now; a float."""
+        # Spread over the grid, whose rows may be classes.
+        chosen = torch.linspace(0, len(self._labels) - 1, DIVERSITY_SAMPLE).long()
+        return relative_diversity(self._fakes(G, chosen), self._reals[chosen]).item()
+
+    def _fakes(self, G, chosen=slice(None)):
+        z, c = self._latents(G.z_dim)[chosen], self._labels[chosen]
+        images = []
+        for part_z, part_c in zip(z.split(self._batch), c.split(self._batch), strict=True):
+            ws = G.mapping(part_z, part_c, skip_w_avg_update=True)  # looking changes nothing
+            images.append(G.synthesis(ws, noise_mode="const"))
+        return torch.cat(images)
+
+    def _latents(self, z_dim):
+        """Latents of the grid, drawn when they are first needed."""
         if self._z is None:
-            shape = [len(self._labels), G_ema.z_dim]
+            shape = [len(self._labels), z_dim]
             self._z = torch.randn(shape, generator=self._generator).to(self._device)
-        batches = zip(self._z.split(self._batch), self._labels.split(self._batch), strict=True)
-        images = torch.cat([G_ema(z, c, noise_mode="const") for z, c in batches])
-        save_image_grid(self._run_dir / name, images, self._size)
+        return self._z

@@ -147,7 +147,7 @@ def run_phase(stage, phase, micro_batches, report):
         stage: The stage that `phase` belongs to.
         phase: What to train.
         micro_batches: Dicts with real_img, real_c, gen_z, gen_c.
-        report: Function (name, value) for the gradient norm.
+        report: Function (name, value) for the gradient norm, and whether it is finite.
     """
     phase.net.requires_grad_(True)
     phase.optimizer.zero_grad(set_to_none=True)
@@ -161,7 +161,9 @@ def run_phase(stage, phase, micro_batches, report):
     # they would, and every process has the same layout.
     parameters = list(phase.net.parameters())
     flat = torch.cat([_gradient(p).flatten() for p in parameters])
-    report(f"{stage.log_prefix}/grad_norm/{phase.name}", flat.norm())
+    norm = flat.norm()
+    report(f"{stage.log_prefix}/grad_norm/{phase.name}", norm)
+    report(f"{stage.log_prefix}/nonfinite/{phase.name}", ~norm.isfinite())
     # Half precision overflows now and then; the step goes on with what is finite.
     torch.nan_to_num(flat, nan=0, posinf=GRADIENT_LIMIT, neginf=-GRADIENT_LIMIT, out=flat)
     for p, gradient in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):

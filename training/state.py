@@ -7,10 +7,10 @@ import torch
 
 from training.augment import AugmentPipe
 from training.augpipes import augment_kwargs
-from training.config import CHANNEL_BASE
 from training.networks import Discriminator, Generator
 from training.spectral_norm import add_spectral_norm, without_spectral_norm
 from training.transfer import load_weights
+from training.validation import CHANNEL_BASE
 
 
 @dataclass

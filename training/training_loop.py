@@ -12,6 +12,7 @@ from torch_utils.training_stats import TrainingStats
 from training.ada import UPDATE_INTERVAL
 from training.curves import save_curves
 from training.data_loader import RealImages
+from training.diagnostics import Diagnostics
 from training.divergence import DivergenceGuard
 from training.ema import ema_decay, update_ema
 from training.page import save_page
@@ -57,6 +58,7 @@ class TrainingRun:
         self.coop, self.adversarial = build_stages(config, self.state, self.stats.report)
         self.stage = None
         self.guard = DivergenceGuard(self.state)
+        self.diagnostics = Diagnostics(config)
         self.data = RealImages(dataset, config, device)
         self.images = RunImages(self.run_dir, dataset, config.seed, config.batch_gpu, device)
         self.reporter = Reporter(config, self.run_dir, self.stats, device)
@@ -66,6 +68,7 @@ class TrainingRun:
 
         Raises:
             DivergenceError: Training has run away; the last good networks were written before.
+            SymptomError: A symptom of `stop_on` showed; networks were written before.
         """
         try:
             with self.reporter, self.data:
@@ -129,8 +132,10 @@ class TrainingRun:
         tick = self.reporter.tick
         pipe = self.state.augment_pipe
         augment_p = 0.0 if pipe is None else pipe.p.item()
+        self.stats.report("Progress/diversity", self.images.diversity(self.state.G))
         collected = self.reporter.end_tick(self.state.nimg, self.stage.name, augment_p)
         self.guard.check(self.state, self.stage.name, collected, self.save_networks)
+        self.diagnostics.check(collected, self.save_networks)
         if self.stage_is_over() or tick % self.config.snap == 0:
             self.save_networks()
         self.reporter.maintained()

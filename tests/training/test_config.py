@@ -6,6 +6,7 @@ import pytest
 
 from tests import tiny
 from training.config import ConfigError, TrainingConfig, setting_docs
+from training.networks import Discriminator
 
 
 def test_options_override_the_preset():
@@ -21,7 +22,10 @@ def test_resume_turns_the_ema_rampup_off(resume):
 
 
 def test_json_round_trip():
-    config = tiny.config(subset=7, coop_noise="literal", coop_clamp=1.0, coop_lr_g=0.001)
+    config = tiny.config(
+        subset=7, coop_kimg=1, coop_noise="literal", coop_clamp=1.0, coop_lr_g=0.001,
+        stop_on=("no-diversity", "non-finite"),
+    )  # fmt: skip
     text = config.to_json()
     assert TrainingConfig.from_json(text) == config
     json.loads(text, parse_constant=pytest.fail)  # Infinity is no JSON
@@ -59,7 +63,7 @@ BAD_VALUES = [
 @pytest.mark.parametrize(("name", "value", "message"), BAD_VALUES)
 def test_values_out_of_range(name, value, message):
     with pytest.raises(ConfigError) as caught:
-        tiny.config(**{name: value})
+        tiny.config(**{"coop_kimg": 1, name: value})
     text = str(caught.value)
     assert text.startswith(f"--{name.replace('_', '-')} must") and message in text
     assert ";" not in text and "\n" not in text, "one problem, one message"
@@ -67,7 +71,7 @@ def test_values_out_of_range(name, value, message):
 
 def test_all_problems_in_one_message():
     with pytest.raises(ConfigError, match="--kimg .*; --snap .*; --coop-steps "):
-        tiny.config(kimg=0, snap=-3, coop_steps=-1)
+        tiny.config(kimg=0, snap=-3, coop_kimg=1, coop_steps=-1)
 
 
 @pytest.mark.parametrize("changes", [dict(cfg="nonsense"), dict(lr=0.0)])
@@ -117,23 +121,37 @@ def test_contradictions_and_bad_values_in_one_message():
     with pytest.raises(ConfigError) as caught:
         tiny.config(
             fp32=True, precision="bf16", target=0.5, aug="noaug", augpipe="bg", gp_weight=1.0,
-            zcr_d=0.1, kimg=0, d_scale=0.0,
+            zcr_d=0.1, kimg=0, d_scale=0.0, lr=0.1, lr_g=0.1, lr_d=0.1, coop_noise="literal",
+            coop_noise_schedule="linear",
         )  # fmt: skip
     for part in (
         "--fp32=1 contradicts --precision=bf16", "--target is for --aug=ada, not for --aug=noaug",
         "--augpipe has no effect with --aug=noaug", "--gp-weight needs --loss=wgan-gp",
-        "--zcr-d needs --zcr=1", "--kimg must be at least 1", "--d-scale must be at least",
+        "--zcr-d needs --zcr=1", "--lr has no effect beside --lr-g and --lr-d",
+        "--coop-noise-schedule has no effect with --coop-noise=literal",
+        "--coop-noise needs --coop-kimg", "--coop-noise-schedule needs --coop-kimg",
+        "--kimg must be at least 1", "--d-scale must be at least",
     ):  # fmt: skip
         assert part in str(caught.value)
 
 
 def test_learning_rates():
     assert tiny.config(lr=0.1).learning_rates == (0.1, 0.1)
-    config = tiny.config(lr=0.1, lr_d=0.2, coop_lr_g=0.3)
+    config = tiny.config(lr=0.1, lr_d=0.2, coop_kimg=1, coop_lr_g=0.3)
     assert config.learning_rates == (0.1, 0.2)
     assert config.coop_learning_rates == (0.3, 0.2)
     assert config.lazy_ratio(4) == 0.8
     assert tiny.config(lazy=False).lazy_ratio(4) == 1
+
+
+@pytest.mark.parametrize(("d_arch", "layers"), [("orig", 5), ("skip", 6), ("resnet", 7)])
+def test_freezed_is_bounded_by_the_layers_of_the_discriminator(d_arch, layers):
+    settings = dict(resolution=16, d_arch=d_arch)
+    D = Discriminator(0, 16, 1, architecture=d_arch, channel_base=64)
+    assert layers == sum(D.get_submodule(f"b{size}").num_layers for size in (16, 8))
+    assert tiny.config(freezed=layers, **settings).freezed == layers
+    with pytest.raises(ConfigError, match=f"--freezed must be at most {layers}, the layers"):
+        tiny.config(freezed=layers + 1, **settings)
 
 
 def test_lowest_scale():
@@ -159,7 +177,7 @@ def test_every_setting_is_documented():
 
 
 def test_choices_are_those_that_exist():
-    from training.config import LOSSES
     from training.objectives import ADVERSARIAL_LOSSES
+    from training.validation import LOSSES
 
     assert tuple(ADVERSARIAL_LOSSES) == LOSSES

@@ -1,4 +1,5 @@
 import copy
+import math
 
 import pytest
 import torch
@@ -181,7 +182,8 @@ def test_non_finite_gradients_are_replaced(slope, step):
     stage, phase = one_phase(net, slope)
     run_phase(stage, phase, batches(1), seen.__setitem__)
     assert net.weight.item() == pytest.approx(-step)
-    assert list(seen) == ["Loss/grad_norm/Dmain"]
+    assert list(seen) == ["Loss/grad_norm/Dmain", "Loss/nonfinite/Dmain"]
+    assert seen["Loss/nonfinite/Dmain"].item() == (not math.isfinite(slope))
 
 
 def test_micro_batches_give_the_gradient_of_the_whole(state):
