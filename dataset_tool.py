@@ -25,8 +25,8 @@ from training.image_transforms import RESIZE_FILTERS, TRANSFORMS, Resize
     type=click.Choice(TRANSFORMS),
     help="Crop to the centre: to a square, or to width:height set on a black square.",
 )
-@click.option("--width", type=click.IntRange(min=1), help="Width in pixels.  [source's]")
-@click.option("--height", type=click.IntRange(min=1), help="Height in pixels.  [source's]")
+@click.option("--width", type=click.IntRange(min=1), help="Width in pixels.  [default: source's]")
+@click.option("--height", type=click.IntRange(min=1), help="Height in pixels.  [default: source's]")
 @click.option(
     "--labels",
     type=click.Choice(LABEL_CHOICES),

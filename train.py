@@ -12,7 +12,14 @@ from training.augpipes import AUGPIPES
 from training.config import ConfigError, TrainingConfig, setting_docs
 from training.presets import CFG_NAMES
 from training.run_dir import create_run_dir, describe_run, log_to
-from training.validation import ARCHITECTURES, AUGMENTATIONS, LOSSES, NOISE_SCHEDULES, PRECISIONS
+from training.validation import (
+    ARCHITECTURES,
+    AUGMENTATIONS,
+    LOSSES,
+    NOISE_SCHEDULES,
+    PRECISIONS,
+    remarks,
+)
 
 DEFAULTS = {f.name: f.default for f in dataclasses.fields(TrainingConfig)}
 DOCS = setting_docs()
@@ -113,6 +120,7 @@ OPTIONS = {
         option("--zcr-noise", type=float),
         option("--brc", type=bool, metavar="BOOL"),
         option("--brc-lookahead", type=int),
+        option("--brc-limit", type=float),
     ],
     "Learning rates": [
         option("--lr", type=float),
@@ -136,7 +144,7 @@ OPTIONS = {
         option("--coop-kimg", type=int),
         option("--coop-steps", type=int),
         option("--coop-step-size", type=float),
-        option("--coop-noise", type=FloatOrLiteral()),
+        option("--coop-noise", type=FloatOrLiteral(), metavar="FLOAT|literal"),
         option("--coop-noise-schedule", type=click.Choice(NOISE_SCHEDULES)),
         option("--coop-step-clip", type=float),
         option("--coop-clamp", type=float),
@@ -167,10 +175,9 @@ def main(outdir, dry_run, **options):
     notes = refuse_unavailable(given)
     config, dataset = configure(given)
     description = describe_run(dataset.name, config, asked)
-    for line in [*notes, f"Settings: {config.to_json()}", f"Run: {description}"]:
+    notes += remarks(asked, config)
+    for line in [f"Settings: {config.to_json()}", f"Run: {description}", *notes]:
         click.echo(line)
-    if config.coop_kimg >= config.kimg:
-        click.echo("--coop-kimg covers the whole run: training is cooperative throughout.")
     if dry_run:
         click.echo("Dry run: nothing was written.")
         return
@@ -190,23 +197,28 @@ def refuse_unavailable(given):
     return ["Metrics are not available yet: they are off."]
 
 
-def configure(given):
-    """Open the data set and complete the settings; returns (`TrainingConfig`, data set)."""
+def machine_settings(given):
+    """`given` with the device that it asks for, or that there is, and the field of --nobench."""
     from torch_utils.devices import find_device
-    from training.dataset import DatasetError, ImageFolderDataset
 
+    settings = {name: value for name, value in given.items() if name != "nobench"}
     try:
-        given["device"] = str(find_device(given.get("device")))
+        settings["device"] = str(find_device(given.get("device")))
     except ValueError as error:
         raise click.UsageError(str(error)) from error
-    given["cudnn_benchmark"] = not given.pop("nobench", False)
-    if given.get("subset", 1) < 1:
-        raise click.UsageError(f"--subset must be at least 1, not {given['subset']}")
+    return settings | {"cudnn_benchmark": not given.get("nobench", False)}
+
+
+def configure(given):
+    """Open the data set and complete the settings; returns (`TrainingConfig`, data set)."""
+    from training.dataset import DatasetError, ImageFolderDataset
+
+    given = machine_settings(given)
     try:
         dataset = ImageFolderDataset(
             given["data"],
             use_labels=given.get("cond", False),
-            max_size=given.get("subset"),
+            max_size=max(given["subset"], 1) if "subset" in given else None,  # refused below
             xflip=given.get("mirror", False),
             random_seed=given.get("seed", 0),
         )

@@ -12,6 +12,7 @@ of matrix products and convolutions, counted while one iteration runs.
 import datetime
 import json
 import platform
+import re
 import statistics
 import sys
 import time
@@ -30,7 +31,6 @@ from torch.utils.flop_counter import flop_registry  # noqa: E402
 
 import train  # noqa: E402
 from coopinit_patch.loss import no_report  # noqa: E402
-from torch_utils.devices import find_device  # noqa: E402
 from training.config import TrainingConfig  # noqa: E402
 from training.ema import update_ema  # noqa: E402
 from training.stages import build_stages, run_phase  # noqa: E402
@@ -68,7 +68,10 @@ def main(context, resolution, channels, classes, warmup, repeats, save):
                     stage["seconds"].setdefault(part, []).append(value)
     for name, stage in measured.items():
         stage["peak_memory_gb"] = steps.peak_memory(name)
-    report = summary(config, steps, measured) | {"options": context.args, "images": images}
+    report = summary(config, steps, measured) | {
+        "options": context.args,
+        "images": images._asdict(),
+    }
     click.echo(text(report))
     if save is not None:
         save.parent.mkdir(parents=True, exist_ok=True)
@@ -78,13 +81,10 @@ def main(context, resolution, channels, classes, warmup, repeats, save):
 def read_options(args, resolution):
     """The `TrainingConfig` for options of train.py."""
     given = train.main.make_context("train_step.py", ["--data=none", *args]).params
-    given = {name: value for name, value in given.items() if value is not None}
-    for name in ("outdir", "dry_run", "metrics"):
-        given.pop(name, None)
-    given.setdefault("coop_kimg", 1)
-    given["device"] = str(find_device(given.get("device")))
-    given["cudnn_benchmark"] = not given.pop("nobench", False)
-    return TrainingConfig.from_options(given, resolution=resolution)
+    unused = ("outdir", "dry_run", "metrics")
+    given = {k: value for k, value in given.items() if value is not None and k not in unused}
+    settings = {"coop_kimg": 1} | train.machine_settings(given)
+    return TrainingConfig.from_options(settings, resolution=resolution)
 
 
 class MultiplyAdds(TorchDispatchMode):
@@ -208,7 +208,7 @@ def summary(config, steps, measured):
     cuda = steps.device.type == "cuda"
     return dict(
         date=datetime.date.today().isoformat(),
-        device=torch.cuda.get_device_name(steps.device) if cuda else platform.processor() or "CPU",
+        device=torch.cuda.get_device_name(steps.device) if cuda else processor(),
         threads=torch.get_num_threads(),
         torch=torch.__version__,
         precision=config.precision,
@@ -216,6 +216,15 @@ def summary(config, steps, measured):
         measured_ratio=coop["seconds_per_iteration"] / adversarial["seconds_per_iteration"],
         predicted_ratio=coop["multiply_adds"] / adversarial["multiply_adds"],
     )
+
+
+def processor():
+    """Name of the processor."""
+    try:  # Linux
+        info = Path("/proc/cpuinfo").read_text()
+        return re.search(r"model name\s*: (.*)", info)[1]
+    except (OSError, TypeError):
+        return platform.processor() or platform.machine()
 
 
 def text(report):

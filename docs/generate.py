@@ -34,7 +34,7 @@ def options_page():
     parts = [INTRODUCTION]
     for name in COMMANDS:
         command = importlib.import_module(name).main
-        context = click.Context(command, info_name=f"python {name}.py", terminal_width=100)
+        context = click.Context(command, **command.context_settings | {"terminal_width": 100})
         sections = getattr(command, "sections", {"": command.params})
         parts.append(f"## {name}.py\n")
         for title, options in sections.items():
@@ -49,12 +49,11 @@ def options_page():
 def option_row(record):
     """(option, default, meaning) from click's help record, which ends in [default: 8; x>=1]."""
     left, text = record
-    found = re.search(r"\s*\[(?:default: )?([^\[\]]*)\]$", text)
-    extra = found[1].split("; ") if found else []
-    bounds = [f" ({part.replace('x', '')})" for part in extra if part.startswith("x")]
-    default = [part for part in extra if not part.startswith("x")]
-    meaning = text[: found.start()] if found else text
-    return f"`{left}`", *(default or [""]), meaning + "".join(bounds)
+    meaning, extra = re.fullmatch(r"(.*?)((?:\s*\[[^\[\]]*\])*)", text, re.DOTALL).groups()
+    facts = [part for bracket in re.findall(r"\[(.*?)\]", extra) for part in bracket.split("; ")]
+    bounds = "".join(f" ({fact.replace('x', '')})" for fact in facts if fact.startswith("x"))
+    defaults = [fact.removeprefix("default: ") for fact in facts if not fact.startswith("x")]
+    return f"`{left}`", ", ".join(defaults), meaning + bounds
 
 
 def presets_table():

@@ -106,3 +106,37 @@ def profiled_function(fn: Callable) -> Callable:
 def params_and_buffers(module: torch.nn.Module) -> list[tuple[str, torch.Tensor]]:
     """All parameters, then all buffers of a module, each with its dotted name."""
     return list(module.named_parameters()) + list(module.named_buffers())
+
+
+def copy_params_and_buffers(
+    src_module: torch.nn.Module, dst_module: torch.nn.Module, require_all: bool = False
+) -> None:
+    """Copy every parameter and buffer of `src_module` to the one of the same name elsewhere.
+
+    Values are converted to the dtype and device of the destination, whose `requires_grad` stays.
+    Nothing is copied when an error is raised.
+
+    Args:
+        src_module: where the values come from; names that only it has are ignored.
+        dst_module: written in place.
+        require_all: fail unless the source has every tensor of the destination.
+
+    Raises:
+        ValueError: a shape differs, or a tensor is missing and `require_all` is set.
+    """
+    src = dict(params_and_buffers(src_module))
+    dst = dict(params_and_buffers(dst_module))
+    missing = [name for name in dst if name not in src]
+    if require_all and missing:
+        raise ValueError(f"source module lacks {', '.join(missing)}")
+    shared = [name for name in dst if name in src]
+    for name in shared:
+        # copy_() would silently broadcast.
+        if src[name].shape != dst[name].shape:
+            raise ValueError(
+                f"{name} has shape {list(src[name].shape)} in the source module "
+                f"and {list(dst[name].shape)} in the destination"
+            )
+    with torch.no_grad():
+        for name in shared:
+            dst[name].copy_(src[name])

@@ -51,6 +51,7 @@ def look_ahead(net, optimizer, steps):
     try:
         for step in steps:
             step()
+        optimizer.zero_grad(set_to_none=True)
         yield
     finally:
         with torch.no_grad():

@@ -59,15 +59,17 @@ class TrainingConfig:
     z_dim: int = setting("size of the latent z")
     w_dim: int = setting("size of the intermediate latent w")
     mapping_layers: int = setting("layers of G's mapping network")
-    g_scale: float = setting("scale s of G: channels(res) = min(16384 s / res, 512)")
-    d_scale: float = setting("scale s of D: channels(res) = min(16384 s / res, 512)")
+    g_scale: float = setting("scale s of G: channels(res) = min(16384 s / res, --channel-max)")
+    d_scale: float = setting("scale s of D: channels(res) = min(16384 s / res, --channel-max)")
     channel_max: int = setting("most channels of a layer")
     g_arch: str = setting("architecture of G: orig, skip or resnet")
     d_arch: str = setting("architecture of D: orig, skip or resnet")
     sn: bool = setting("spectral normalisation of D's 3x3 convolutions", False)
     mbstd_group: int = setting("group of the minibatch standard deviation layer, samples")
     freezed: int = setting("Freeze-D: layers of D kept fixed, counted from the image", 0)
-    precision: str = setting("of the four highest resolutions: fp32, fp16 (CUDA only) or bf16")
+    precision: str = setting(
+        "precision of the four highest resolutions: fp32, fp16 (CUDA only) or bf16"
+    )
     nhwc: bool = setting("channels-last memory layout in half-precision blocks", False)
     resume: str | None = setting(
         f"snapshot to start from: path, URL or {', '.join(OFFICIAL_SNAPSHOTS)}", None
@@ -90,6 +92,9 @@ class TrainingConfig:
     brc_lookahead: int = setting(
         "steps that D looks ahead before each step of G, with or without --brc", 0
     )
+    brc_limit: float | None = setting(
+        "bound on BRC's weight c; None: 1 with --loss=ns, else 0.1", None
+    )
     lazy: bool = setting("regularise every few iterations, with corrected lr and betas", True)
     g_reg_interval: int = setting("iterations between path length steps", 4)
     d_reg_interval: int = setting("iterations between R1 steps", 16)
@@ -97,7 +102,7 @@ class TrainingConfig:
     ema_rampup: float | None = setting("half-life at most this share of kimg so far; None: off")
 
     # Augmentation of the adversarial stage
-    aug: str = setting("noaug, ada (adaptive probability) or fixed")
+    aug: str = setting("augmentation: noaug, ada (adaptive probability) or fixed")
     p: float | None = setting("probability of every augmentation, with --aug=fixed", None)
     target: float = setting("mean sign of D(real) that ada holds", 0.6)
     augpipe: str = setting("which augmentations", "bgc")
@@ -110,7 +115,9 @@ class TrainingConfig:
     coop_noise: float | str = setting(
         "noise std of the first step, or literal: sqrt(2 eta) at every step", 0.01
     )
-    coop_noise_schedule: str = setting("linear (falls to 0) or constant", "linear")
+    coop_noise_schedule: str = setting(
+        "course of the noise: linear (falls to 0) or constant", "linear"
+    )
     coop_step_clip: float | None = setting("bound on the rms of a gradient step; None: off", None)
     coop_clamp: float | None = setting("keep chains within +- this; None: off", None)
     coop_energy_l2: float = setting("weight of the squared scores in D's loss", 0.0)
@@ -141,12 +148,14 @@ class TrainingConfig:
             ConfigError: Lists every setting that is out of range and every contradiction.
         """
         given = {name: value for name, value in options.items() if value is not None}
-        gpus = given.get("gpus", 1)
-        if gpus < 1:
-            raise ConfigError(f"--gpus must be at least 1, not {gpus}")
         values = preset(
-            given.get("cfg", "auto"), resolution=resolution, gpus=gpus, batch=given.get("batch")
+            given.get("cfg", "auto"),
+            resolution=resolution,
+            gpus=max(given.get("gpus", 1), 1),  # refused later, together with other problems
+            batch=given.get("batch"),
         )
+        if given.get("loss") == "wgan-gp":
+            values["gamma"] = 0.0  # the gradient penalty stands in its place (Table 6)
         values["aug"] = default_augmentation(values | given)
         values["precision"] = default_precision(given)
         if "resume" in given:

@@ -49,7 +49,7 @@ def _saturated(stats, config):
     share = NormalDist().cdf((real["mean"] - fake["mean"]) / max(spread, 1e-8))
     if share < SATURATION:
         return None
-    return f"D is saturated: it tells {share:.1%} of generated images from real ones"
+    return f"D is saturated: it ranks {share:.1%} of the pairs of a real and a generated image"
 
 
 def _no_diversity(stats, config):
@@ -95,7 +95,8 @@ SYMPTOMS = {
         "--mirror=1 where it suits them, or start from a trained network (--resume, --freezed)",
     ),
     "non-finite": Symptom(
-        _non_finite, "Try --precision=bf16 or fp32, or a lower --lr; with --gamma=0, a small one"
+        _non_finite,
+        "In half precision, try --precision=bf16 or fp32; else a lower --lr, or R1 (--gamma)",
     ),
 }
 

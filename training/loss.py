@@ -25,6 +25,30 @@ def gradients_through(net):
         net.requires_grad_(False)
 
 
+class MovedLatents:
+    """Latents moved a little, and the random numbers that are drawn from now on.
+
+    Args:
+        z: Latents [N, z_dim].
+        noise: Standard deviation of the move.
+    """
+
+    def __init__(self, z, noise):
+        self.z = z + noise * torch.randn_like(z)
+        self._devices = [z.device] if z.is_cuda else []
+        self._cpu = torch.get_rng_state()
+        self._cuda = [torch.cuda.get_rng_state(device) for device in self._devices]
+
+    @contextlib.contextmanager
+    def same_draws(self):
+        """Context in which those random numbers are drawn once more."""
+        with torch.random.fork_rng(self._devices):
+            torch.set_rng_state(self._cpu)
+            for device, state in zip(self._devices, self._cuda, strict=True):
+                torch.cuda.set_rng_state(state, device)
+            yield
+
+
 class Loss(ABC):
     """What a stage trains with: the protocol of StyleGAN2-ADA, called by keyword.
 
@@ -63,6 +87,8 @@ class StyleGAN2Loss(Loss):
         zcr: `ConsistencyWeights` of latent consistency regularisation, or None.
         brc: G's step accounts for D's best response (`best_response`). D's loss is there the
             adversarial one without R1 and zCR; c is computed for each micro-batch.
+        brc_limit: Bound on c; None: that of the adversarial loss.
+        moves_w_avg: Whether generating images moves G's mean of w.
         report: Function (name, tensor of values) called with what a run should log.
     """
 
@@ -82,6 +108,8 @@ class StyleGAN2Loss(Loss):
         pl_batch_shrink=2,
         zcr=None,
         brc=False,
+        brc_limit=None,
+        moves_w_avg=True,
         report,
     ):
         self.G = G
@@ -97,6 +125,8 @@ class StyleGAN2Loss(Loss):
         self.pl_batch_shrink = pl_batch_shrink
         self.zcr = zcr
         self.brc = brc
+        self.brc_limit = self.objective.response_limit if brc_limit is None else brc_limit
+        self.moves_w_avg = moves_w_avg
         self.pl_mean = torch.zeros([], device=next(G.parameters()).device)
         self.report = report
 
@@ -117,9 +147,10 @@ class StyleGAN2Loss(Loss):
         if phase == "Dreg" and self.r1_gamma > 0:
             self._discriminator_real(real_img, real_c, gain, main=False, r1=True)
 
-    def _generate(self, z, c):
+    def _generate(self, z, c, skip_w_avg_update=False):
         """Images and their ws; with style mixing, later styles may come from another latent."""
-        ws = self.G.mapping(z, c)
+        skip_w_avg_update = skip_w_avg_update or not self.moves_w_avg
+        ws = self.G.mapping(z, c, skip_w_avg_update=skip_w_avg_update)
         num_ws = ws.shape[1]
         if num_ws > 1 and torch.rand(()).item() < self.style_mixing_prob:
             cutoff = torch.randint(1, num_ws, ()).item()
@@ -136,6 +167,7 @@ class StyleGAN2Loss(Loss):
         self.report(f"Loss/signs/{kind}", scores.sign())
 
     def _generator_main(self, z, c, real_img, real_c, gain):
+        pair = None if self.zcr is None else MovedLatents(z, self.zcr.noise)
         with gradients_through(self.D) if self.brc else contextlib.nullcontext():
             img, _ = self._generate(z, c)
             scores = self._score(img, c)
@@ -143,8 +175,10 @@ class StyleGAN2Loss(Loss):
             total = loss.mean()
             if self.brc:
                 total = total + self._best_response(total, img, scores, real_img, real_c)
-        if self.zcr is not None:
-            change = latent_consistency(img, self._generate(self._moved(z), c)[0])
+        if pair is not None:
+            with pair.same_draws():
+                moved_img, _ = self._generate(pair.z, c, skip_w_avg_update=True)
+            change = latent_consistency(img, moved_img)
             total = total - self.zcr.G * change.mean()  # G is to be sensitive to z, D is not
             self.report("Loss/zcr/G", change.detach())
         total.mul(gain).backward(inputs=[p for p in self.G.parameters() if p.requires_grad])
@@ -158,12 +192,9 @@ class StyleGAN2Loss(Loss):
         if self.objective.gradient_penalty:
             D_loss = D_loss + self._gradient_penalty(real_img, img, real_c).mean()
         weights = list(self.D.parameters())
-        weight = response_weight(G_loss, D_loss, weights, self.objective.response_limit)
+        weight = response_weight(G_loss, D_loss, weights, self.brc_limit)
         self.report("Loss/brc_weight", weight)
         return weight * D_loss
-
-    def _moved(self, z):
-        return z + self.zcr.noise * torch.randn_like(z)
 
     def _path_length(self, z, c, gain):
         """Path length regularisation (StyleGAN2, equation 4), on a part of the batch."""
@@ -180,15 +211,18 @@ class StyleGAN2Loss(Loss):
         self.report("Loss/G/reg", penalty * self.pl_weight)
 
     def _discriminator_fake(self, z, c, gain):
+        pair = None if self.zcr is None else MovedLatents(z, self.zcr.noise)
         with torch.no_grad():
             img, _ = self._generate(z, c)
         scores = self._score(img, c)
         loss = self.objective.D_fake(scores).squeeze(1)
         total = loss
-        if self.zcr is not None:
-            with torch.no_grad():
-                moved_img, _ = self._generate(self._moved(z), c)
-            change = latent_consistency(scores, self._score(moved_img, c))
+        if pair is not None:
+            with pair.same_draws():  # of augmentations, too
+                with torch.no_grad():
+                    moved_img, _ = self._generate(pair.z, c, skip_w_avg_update=True)
+                moved_scores = self._score(moved_img, c)
+            change = latent_consistency(scores, moved_scores)
             total = loss + self.zcr.D * change
             self.report("Loss/zcr/D", change.detach())
         total.mean().mul(gain).backward()
@@ -219,6 +253,6 @@ class StyleGAN2Loss(Loss):
         mixed = real_img.detach().lerp(fake_img, share)
         if not mixed.requires_grad:  # BRC's follow the generator
             mixed.requires_grad_(True)
-        penalty = gradient_penalty(self.D(mixed, real_c), mixed)
+        penalty = gradient_penalty(self._score(mixed, real_c), mixed)
         self.report("Loss/gradient_penalty", penalty.detach())
         return penalty * self.gp_weight

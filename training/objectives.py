@@ -10,9 +10,12 @@ from typing import NamedTuple
 import torch
 from torch.nn.functional import relu, softplus
 
+# Where D's loss of fakes is the negative of G's, the constraint only rescales G's gradient.
+MIRRORED_LIMIT = 0.1
+
 
 class ConsistencyWeights(NamedTuple):
-    """Settings of zCR; the defaults are those of CoopInit's Table 6."""
+    """Settings of zCR; CoopInit's Table 6 does not say which it used, these are ours."""
 
     G: float = 0.02
     D: float = 0.2
@@ -22,15 +25,17 @@ class ConsistencyWeights(NamedTuple):
 class AdversarialLoss(NamedTuple):
     """Three functions of scores [N, 1] -> loss [N, 1], each minimised by the network named.
 
-    `gradient_penalty`: D's loss includes `gradient_penalty()`. `response_limit`: bound on the
-    weight of the best-response constraint (`best_response.response_weight()`), or None.
+    `gradient_penalty`: D's loss includes `gradient_penalty()`. `response_limit`: usual bound on
+    the weight of the best-response constraint (`best_response.response_weight()`).
     """
 
     D_real: Callable
     D_fake: Callable
     G_fake: Callable
     gradient_penalty: bool = False
-    response_limit: float | None = None
+    # Where D's gradient all but vanishes, c explodes: without a bound the non-saturating loss was
+    # seen to reach 60, with either sign, within 13 kimg on digits.
+    response_limit: float = 1.0
 
 
 def _wasserstein(**kwargs):
@@ -39,8 +44,7 @@ def _wasserstein(**kwargs):
         D_real=lambda scores: -scores,
         D_fake=lambda scores: scores,
         G_fake=lambda scores: -scores,
-        # D's loss of fakes is the negative of G's: its gradient only rescales G's own.
-        response_limit=0.1,
+        response_limit=MIRRORED_LIMIT,
         **kwargs,
     )
 
@@ -57,6 +61,7 @@ ADVERSARIAL_LOSSES = {
         D_real=lambda scores: relu(1 - scores),
         D_fake=lambda scores: relu(1 + scores),
         G_fake=lambda scores: -scores,
+        response_limit=MIRRORED_LIMIT,
     ),
     "wgan": _wasserstein(),
     # Gulrajani et al. 2017; CoopInit, equation 12.

@@ -11,8 +11,11 @@ from training.transfer_names import OFFICIAL_SNAPSHOTS
 
 # Options of ours that a description names when they are given, in this order.
 NAMED = (
-    "lr", "lr_g", "lr_d", "g_arch", "d_arch", "g_scale", "d_scale", "mapping_layers", "lazy",
-    "pl_weight", "style_mixing", "sn", "zcr", "brc", "brc_lookahead", "precision",
+    "gp_weight", "lr", "lr_g", "lr_d", "g_arch", "d_arch", "g_scale", "d_scale", "channel_max",
+    "mapping_layers", "lazy", "pl_weight", "style_mixing", "sn", "zcr", "zcr_g", "zcr_d",
+    "zcr_noise", "brc", "brc_lookahead", "brc_limit", "precision", "coop_steps", "coop_step_size",
+    "coop_noise", "coop_noise_schedule", "coop_step_clip", "coop_clamp", "coop_energy_l2",
+    "coop_lr_g", "coop_lr_d",
 )  # fmt: skip
 
 

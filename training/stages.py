@@ -3,7 +3,6 @@
 import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 
 import torch
 
@@ -81,9 +80,30 @@ def _cooperative(config, state, report):
 
 
 def _adversarial(config, state, report):
+    ada = None
+    if config.aug == "ada":
+        ada = AdaController(state.augment_pipe.p, target=config.target, kimg=config.ada_kimg)
+    G_phases, D_phases = _adversarial_phases(config, state)
+    if config.brc_lookahead > 0:
+        rehearsal = _rehearsal(config, state, D_phases[0])
+        G_phases = [replace(G_phases[0], within=rehearsal), *G_phases[1:]]
+    lr_g, lr_d = config.learning_rates
+    return Stage(
+        name="adversarial",
+        log_prefix="Loss",
+        loss=_adversarial_loss(
+            config, state, report=report, observe_real=None if ada is None else ada.observe
+        ),
+        phases=(*G_phases, *D_phases),
+        lr_g=lr_g,
+        lr_d=lr_d,
+        ada=ada,
+    )
+
+
+def _adversarial_loss(config, state, **listeners):
     zcr = ConsistencyWeights(config.zcr_g, config.zcr_d, config.zcr_noise)
-    loss = partial(
-        StyleGAN2Loss,
+    return StyleGAN2Loss(
         state.G,
         state.D,
         augment=state.augment_pipe,
@@ -94,20 +114,9 @@ def _adversarial(config, state, report):
         pl_weight=config.pl_weight,
         zcr=zcr if config.zcr else None,
         brc=config.brc,
+        brc_limit=config.brc_limit,
+        **listeners,
     )
-    ada = None
-    if config.aug == "ada":
-        ada = AdaController(state.augment_pipe.p, target=config.target, kimg=config.ada_kimg)
-    lr_g, lr_d = config.learning_rates
-    stage = partial(Stage, name="adversarial", log_prefix="Loss", lr_g=lr_g, lr_d=lr_d, ada=ada)
-    G_phases, D_phases = _adversarial_phases(config, state)
-    if config.brc_lookahead > 0:
-        # Steps that are taken back leave no trace in statistics or in ADA.
-        silent = stage(loss=loss(report=no_report), phases=D_phases[:1])
-        rehearse = partial(_looking_ahead, silent, config.brc_lookahead)
-        G_phases = [replace(G_phases[0], within=rehearse), *G_phases[1:]]
-    observe = None if ada is None else ada.observe
-    return stage(loss=loss(observe_real=observe, report=report), phases=(*G_phases, *D_phases))
 
 
 def _adversarial_phases(config, state):
@@ -124,14 +133,19 @@ def _adversarial_phases(config, state):
             yield [Phase(f"{name}both" if weight > 0 else f"{name}main", net, optimizer)]
 
 
-def _looking_ahead(stage, steps, draw):
-    """Context in which D is some steps of its phase in `stage` ahead, with batches from `draw`."""
-    [phase] = stage.phases
+def _rehearsal(config, state, phase):
+    """Context, for a phase of G, in which D is some steps of its `phase` ahead.
 
-    def step():
-        run_phase(stage, phase, draw(), no_report)
+    The steps are taken back, and leave no trace in statistics, in ADA or in G's mean of w.
+    """
+    loss = _adversarial_loss(config, state, report=no_report, moves_w_avg=False)
+    stage = Stage("look-ahead", "Loss", loss, (phase,), *config.learning_rates)
 
-    return look_ahead(phase.net, phase.optimizer, [step] * steps)
+    def within(draw):
+        step = lambda: run_phase(stage, phase, draw(), no_report)  # noqa: E731
+        return look_ahead(phase.net, phase.optimizer, [step] * config.brc_lookahead)
+
+    return within
 
 
 def enter_stage(stage, config, state):

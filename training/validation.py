@@ -87,7 +87,7 @@ def _batch_problems(config):
 
 
 def _optimisation_problems(config):
-    for name in ("lr", "lr_g", "lr_d", "coop_lr_g", "coop_lr_d"):
+    for name in ("lr", "lr_g", "lr_d", "coop_lr_g", "coop_lr_d", "brc_limit"):
         value = getattr(config, name)
         if value is not None and value <= 0:
             yield f"{flag(name)} must be positive, not {value}"
@@ -164,14 +164,15 @@ def contradictions(given, values):
     if given.get("fp32") and given.get("precision", "fp32") != "fp32":
         yield f"--fp32=1 contradicts --precision={given['precision']}: leave one of them out"
     if "target" in given and aug != "ada":
-        yield f"--target is for --aug=ada, not for --aug={aug}"
+        yield f"--target needs --aug=ada; here it is {aug}"
     if "augpipe" in given and aug == "noaug":
-        yield "--augpipe has no effect with --aug=noaug: leave one of them out"
+        yield "--augpipe needs --aug=ada or fixed; here it is noaug"
     if {"lr", "lr_g", "lr_d"} <= given.keys():
         yield "--lr has no effect beside --lr-g and --lr-d: leave one of them out"
     if given.get("coop_noise") == "literal" and "coop_noise_schedule" in given:
         yield "--coop-noise-schedule has no effect with --coop-noise=literal"
     needed = [("gp_weight", "--loss=wgan-gp", values["loss"] == "wgan-gp")]
+    needed += [("brc_limit", "--brc=1", values["brc"])]
     needed += [(name, "--zcr=1", values["zcr"]) for name in ("zcr_g", "zcr_d", "zcr_noise")]
     coop = values["coop_kimg"] != 0  # a negative one is refused for what it is
     of_coop = (name for name in given if name.startswith("coop_") and name != "coop_kimg")
@@ -179,3 +180,25 @@ def contradictions(given, values):
     for name, option, there in needed:
         if name in given and not there:
             yield f"{flag(name)} needs {option}"
+
+
+def remarks(given, config):
+    """What the user may not expect of a `TrainingConfig` that is fine, one text each.
+
+    Args:
+        given: Values that the user gave, by field name.
+        config: What came out.
+    """
+    if config.aug == "noaug" and "aug" not in given:
+        yield (
+            "Augmentation is off: CoopInit found that ADA works with --loss=ns and R1 (a --gamma "
+            "above 0) alone. --aug=ada or --aug=fixed turns it on."
+        )
+    if config.aug == "ada" and config.gamma == 0:
+        yield "ADA without R1 (--gamma=0): CoopInit, section 5.4, found that it needs R1."
+    if config.loss == "wgan-gp" and "gamma" not in given:
+        yield "R1 is off: the gradient penalty of --loss=wgan-gp stands in its place."
+    if config.nhwc and config.precision == "fp32":
+        yield "--nhwc=1 has no effect with fp32."
+    if config.coop_kimg >= config.kimg:
+        yield "--coop-kimg covers the whole run: training is cooperative throughout."

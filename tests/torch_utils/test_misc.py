@@ -116,3 +116,33 @@ def test_params_and_buffers_names_everything_once():
     assert names[:2] == ["0.weight", "0.bias"]
     assert "1.running_mean" in names
     assert len(names) == len(set(names)) == 7
+
+
+def test_copy_params_and_buffers_keeps_requires_grad_and_dtype():
+    src, dst = _network().double(), _network()
+    src[1].running_mean.fill_(5)
+    dst[0].weight.requires_grad_(False)
+    misc.copy_params_and_buffers(src, dst, require_all=True)
+    assert torch.equal(dst[0].weight, src[0].weight.float())
+    assert dst[1].running_mean.tolist() == [5, 5, 5]
+    assert dst[0].weight.dtype == torch.float32
+    assert [p.requires_grad for p in dst.parameters()] == [False, True, True, True]
+
+
+def test_copy_params_and_buffers_skips_or_refuses_missing_tensors():
+    src, dst = torch.nn.Sequential(torch.nn.Linear(2, 3)), _network()
+    before = dst[1].running_mean.clone()
+    misc.copy_params_and_buffers(src, dst)
+    assert torch.equal(dst[0].weight, src[0].weight)
+    assert torch.equal(dst[1].running_mean, before)
+    with pytest.raises(ValueError, match=r"lacks 1\.weight, 1\.bias, 1\.running_mean"):
+        misc.copy_params_and_buffers(src, dst, require_all=True)
+
+
+def test_copy_params_and_buffers_refuses_shapes_that_would_broadcast_and_changes_nothing():
+    src, dst = _network(width=1), _network(width=3)
+    src[0] = torch.nn.Linear(2, 3)  # fits, and comes before the one that does not
+    before = dst[0].weight.clone()
+    with pytest.raises(ValueError, match=r"1\.weight has shape \[1\].*\[3\]"):
+        misc.copy_params_and_buffers(src, dst)
+    assert torch.equal(dst[0].weight, before)

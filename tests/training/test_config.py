@@ -125,8 +125,8 @@ def test_contradictions_and_bad_values_in_one_message():
             coop_noise_schedule="linear",
         )  # fmt: skip
     for part in (
-        "--fp32=1 contradicts --precision=bf16", "--target is for --aug=ada, not for --aug=noaug",
-        "--augpipe has no effect with --aug=noaug", "--gp-weight needs --loss=wgan-gp",
+        "--fp32=1 contradicts --precision=bf16", "--target needs --aug=ada; here it is noaug",
+        "--augpipe needs --aug=ada or fixed", "--gp-weight needs --loss=wgan-gp",
         "--zcr-d needs --zcr=1", "--lr has no effect beside --lr-g and --lr-d",
         "--coop-noise-schedule has no effect with --coop-noise=literal",
         "--coop-noise needs --coop-kimg", "--coop-noise-schedule needs --coop-kimg",

@@ -22,7 +22,7 @@ HEALTHY = {
     "Loss/nonfinite/Dmain": entry(0.005),
 }
 SICK = {
-    "d-saturated": ({"Loss/scores/fake": entry(-3.0, 1.0)}, r"tells 99\.8% of generated images"),
+    "d-saturated": ({"Loss/scores/fake": entry(-3.0, 1.0)}, r"ranks 99\.8% of the pairs"),
     "no-diversity": ({"Progress/diversity": entry(0.05)}, r"differ 0\.05 times as much"),
     "ada-ceiling": ({"Progress/augment": entry(0.85)}, r"risen to 0\.85"),
     "non-finite": ({"Loss/nonfinite/Gmain": entry(0.25)}, r"not finite in 25% of Gmain steps"),

@@ -79,8 +79,9 @@ def test_regularisers_that_are_not_lazy():
             assert optimizer.param_groups[0]["betas"] == (0.0, 0.99)
 
 
-def test_looking_ahead_is_silent_and_taken_back():
-    settings = config(gamma=0.1, aug="ada", augpipe="blit", brc_lookahead=3, brc=True)
+@pytest.mark.parametrize("options", [{}, {"sn": True}, {"lazy": False}, {"zcr": True}])
+def test_looking_ahead_is_silent_and_taken_back(options):
+    settings = config(gamma=0.1, aug="ada", augpipe="blit", brc_lookahead=3, brc=True, **options)
     torch.manual_seed(0)
     state = create_state(settings, TinyData, torch.device("cpu"))
     reported = []
@@ -100,6 +101,9 @@ def test_looking_ahead_is_silent_and_taken_back():
         D = zip(state.D.parameters(), before.D.parameters(), strict=True)
         assert any((a != b).any() for a, b in D)
         assert len(state.D_opt.state_dict()["state"]) > 0
+        assert all(p.grad is None for p in state.D.parameters())
+        for name, value in state.G.state_dict().items():
+            assert torch.equal(value, before.G.state_dict()[name]), name
         run_phase(adversarial, G_main, draw(), lambda name, value: reported.append(name))
     for name, value in state.D.state_dict().items():
         assert torch.equal(value, before.D.state_dict()[name]), name
