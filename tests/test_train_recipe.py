@@ -62,9 +62,8 @@ def test_losses_with_and_without_brc(data, tmp_path, loss, brc):
     run_dir, last = through_both_stages(
         data, tmp_path, f"--loss={loss}", f"--brc={brc}", *lookahead
     )
-    parts = run_dir.name.split("-coop1-")[1]
-    assert parts.startswith(f"{loss}-")
-    assert parts.endswith("-brc-brclookahead1" if brc else "-nobrc")
+    named = "-brc-brclookahead1" if brc else "-nobrc"
+    assert f"-coop1-{loss}-" in run_dir.name and f"{named}-coopsteps1" in run_dir.name
     assert ("Loss/gradient_penalty" in last) == (loss == "wgan-gp")
     assert ("Loss/brc_weight" in last) == bool(brc)
     assert last["Progress/augment"]["mean"] == 0, "ADA is off with these settings"
