@@ -39,7 +39,7 @@ def first(data, tmp_path_factory):
 
 def test_contents_of_the_run_folder(first):
     run_dir, output = first
-    assert run_dir.name == "00000-tiny-digits-gamma0-kimg2-batch96-coop1"
+    assert run_dir.name == "00000-tiny-digits-gamma0-kimg2-batch96-coop1-coopsteps2"
     [events] = run_dir.glob("events.out.tfevents.*")
     assert {path.name for path in run_dir.iterdir()} == {
         "training_options.json", "log.txt", "stats.jsonl", events.name, "reals.png",
@@ -180,7 +180,7 @@ def test_cooperative_throughout_and_as_a_program_of_its_own(data, tmp_path):
     )  # fmt: skip
     assert "training is cooperative throughout" in done.stdout
     assert "cooperative, kimg" in done.stderr or "%|" in done.stderr, "a progress bar"
-    run_dir = tmp_path / "training-runs" / "00000-tiny-digits-kimg1-batch256-coop5"
+    run_dir = tmp_path / "training-runs" / "00000-tiny-digits-kimg1-batch256-coop5-coopsteps1"
     assert {tick["Progress/cooperative"]["mean"] for tick in ticks(run_dir)} == {1}
     assert "1 kimg of cooperative initialisation." in (run_dir / "index.html").read_text()
 
