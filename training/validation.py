@@ -102,7 +102,7 @@ def _network_problems(config):
         least = config.resolution / CHANNEL_BASE
         if getattr(config, name) < least:
             yield (
-                f"{flag(name)} must be at least {least:g}, which is one channel at "
+                f"{flag(name)} must be at least {least}, which is one channel at "
                 f"{config.resolution}x{config.resolution}, not {getattr(config, name)}"
             )
     if config.freezed > _frozen_at_most(config):
