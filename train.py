@@ -47,7 +47,7 @@ def snapshot_or_none(ctx, param, value):
 
 def names(ctx, param, value):
     """A comma-separated list as a tuple."""
-    return None if value is None else tuple(name.strip() for name in value.split(","))
+    return None if value is None else tuple(n.strip() for n in value.split(",") if n.strip())
 
 
 def option(name, default="from --cfg", **kwargs):

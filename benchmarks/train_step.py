@@ -51,14 +51,18 @@ class Images(NamedTuple):
 @click.option("--channels", default=3, show_default=True, help="Of the images")
 @click.option("--classes", default=0, show_default=True, help="Length of the labels")
 @click.option("--warmup", default=3, show_default=True, help="Iterations before the measurement")
-@click.option("--repeats", default=10, show_default=True, help="Iterations measured")
+@click.option("--repeats", type=click.IntRange(min=1), default=10, show_default=True,
+              help="Iterations measured")  # fmt: skip
 @click.option("--save", type=Path, help="Write the numbers to this JSON file")
 @click.pass_context
 def main(context, resolution, channels, classes, warmup, repeats, save):
     """Measure and print both stages; other options are those of train.py."""
     images = Images(resolution, channels, classes)
-    config = read_options(context.args, resolution)
-    steps = Steps(config, images)
+    try:
+        config = read_options(context.args, resolution)
+        steps = Steps(config, images)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
     measured = {name: steps.count(name) for name in steps.stages}
     for repeat in range(warmup + repeats):
         for name, stage in measured.items():
@@ -83,7 +87,7 @@ def read_options(args, resolution):
     given = train.main.make_context("train_step.py", ["--data=none", *args]).params
     unused = ("outdir", "dry_run", "metrics")
     given = {k: value for k, value in given.items() if value is not None and k not in unused}
-    settings = {"coop_kimg": 1} | train.machine_settings(given)
+    settings = train.machine_settings(given) | {"coop_kimg": given.get("coop_kimg") or 1}
     return TrainingConfig.from_options(settings, resolution=resolution)
 
 

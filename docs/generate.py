@@ -14,6 +14,7 @@ DOCS = Path(__file__).resolve().parent
 sys.path.insert(0, str(DOCS.parent))
 
 from training.config import setting_docs  # noqa: E402
+from training.diagnostics import SYMPTOMS  # noqa: E402
 from training.presets import COMMON, PRESETS  # noqa: E402
 
 COMMANDS = ("train", "generate", "dataset_tool")
@@ -26,6 +27,11 @@ PRESET_NOTE = """\
 `auto`, the default, chooses by the resolution and `--gpus`; `--dry-run` prints what comes out.
 `ref_gpus` is the number of processes that a preset was made for: a forward pass sees
 `batch / ref_gpus` images, unless `--batch` is given.
+"""
+SYMPTOM_NOTE = """\
+Looked for at the end of every tick (4 kimg, or the end of a stage); the run says so once, or stops
+with exit status 3. A run whose losses are not finite, or whose scores or chains leave all bounds,
+always stops, with exit status 1, and keeps its last good networks. Status 2: impossible options.
 """
 
 
@@ -43,6 +49,7 @@ def options_page():
             parts.append(table(("option", "default", "meaning"), rows))
         if name == "train":
             parts += ["### Presets of `--cfg`\n", PRESET_NOTE, presets_table()]
+            parts += ["### Symptoms of `--stop-on`\n", SYMPTOM_NOTE, symptoms_table()]
     return "\n".join(parts)
 
 
@@ -69,6 +76,12 @@ def presets_table():
         for name in settings
     ]
     return table(("setting", *(f"`{name}`" for name in presets), "meaning"), rows)
+
+
+def symptoms_table():
+    """What a run is warned of."""
+    rows = [(f"`{name}`", s.meaning, f"{s.advice}.") for name, s in SYMPTOMS.items()]
+    return table(("symptom", "seen when", "advice"), rows)
 
 
 def shown(value):

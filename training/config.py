@@ -50,7 +50,7 @@ class TrainingConfig:
     batch_gpu: int = setting("images a forward pass; larger batches accumulate gradients")
     gpus: int = setting("processes", 1)
     seed: int = setting("seed of every random number", 0)
-    snap: int = setting("ticks between snapshots", 50)
+    snap: int = setting("ticks, of 4 kimg each, between snapshots", 50)
     stop_on: tuple[str, ...] = setting(
         f"stop, with exit status 3, at a symptom that is else warned of: {', '.join(SYMPTOMS)}", ()
     )
@@ -90,7 +90,7 @@ class TrainingConfig:
     zcr_noise: float = setting("standard deviation by which zCR moves latents", 0.1)
     brc: bool = setting("best-response constraint: G's gradient accounts for D's response", False)
     brc_lookahead: int = setting(
-        "steps that D looks ahead before each step of G, with or without --brc", 0
+        "steps, 0 to 10, that D looks ahead before each step of G, with or without --brc", 0
     )
     brc_limit: float | None = setting(
         "bound on BRC's weight c; None: 1 with --loss=ns, else 0.1", None
@@ -154,8 +154,8 @@ class TrainingConfig:
             gpus=max(given.get("gpus", 1), 1),  # refused later, together with other problems
             batch=given.get("batch"),
         )
-        if given.get("loss") == "wgan-gp":
-            values["gamma"] = 0.0  # the gradient penalty stands in its place (Table 6)
+        if given.get("loss", "ns") != "ns":
+            values["gamma"] = 0.0  # presets weigh R1 for the non-saturating loss (Tables 5 and 6)
         values["aug"] = default_augmentation(values | given)
         values["precision"] = default_precision(given)
         if "resume" in given:

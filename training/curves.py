@@ -11,7 +11,11 @@ PANELS = (
     ("Gradient norms", ("grad_norm/Gmain", "grad_norm/Dmain")),
     ("Langevin displacement (rms)", ("Coop/displacement",)),
     ("Energy gap D(real) - D(revised)", ("Coop/energy_gap",)),
+    ("Regularisers", ("Loss/r1_penalty", "Loss/pl_penalty", "Loss/gradient_penalty", "Loss/zcr/D")),
+    ("Diversity of G's images, real ones 1", ("Progress/diversity",)),
+    ("Probability of augmentations", ("Progress/augment",)),
 )
+COLUMNS = 3
 
 
 def read_stats(run_dir):
@@ -40,18 +44,36 @@ def save_curves(run_dir):
     ticks = read_stats(run_dir)
     kimg = [_mean(tick, "Progress/kimg") for tick in ticks]
     switch = stage_switch(ticks)
-    figure = Figure(figsize=(12, 6.5), layout="constrained")
+    panels = list(_filled_panels(ticks)) or [("Nothing was measured", {})]
+    rows = -(-len(panels) // COLUMNS)
+    figure = Figure(figsize=(4 * min(len(panels), COLUMNS), 3.25 * rows), layout="constrained")
     FigureCanvasAgg(figure)
-    for axes, (title, names) in zip(figure.subplots(2, 3).flat, PANELS, strict=True):
-        for name in names:
-            axes.plot(kimg, [_curve_value(tick, name) for tick in ticks], label=name, marker=".")
+    for index, (title, curves) in enumerate(panels, start=1):
+        axes = figure.add_subplot(rows, min(len(panels), COLUMNS), index)
+        for name, values in curves.items():
+            axes.plot(kimg, values, label=name, marker=".")
         if switch is not None:
             axes.axvline(switch, color="tab:red", linestyle="--", label="stage switch")
         axes.set_title(title)
         axes.set_xlabel("kimg")
         axes.grid(alpha=0.3)
-        axes.legend(fontsize="small")
+        if curves:
+            axes.legend(fontsize="small")
     figure.savefig(Path(run_dir) / "learning-curves.png", dpi=110)
+
+
+def _filled_panels(ticks):
+    """Title and {name: values} of the panels that have something to show."""
+    for title, names in PANELS:
+        curves = {name: [_curve_value(tick, name) for tick in ticks] for name in names}
+        curves = {name: values for name, values in curves.items() if any(map(_shows, values))}
+        if curves:
+            yield title, curves
+
+
+def _shows(value):
+    """Not NaN, nor the zero of what is switched off."""
+    return value == value and value != 0
 
 
 def _mean(tick, name):

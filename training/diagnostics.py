@@ -30,9 +30,13 @@ class SymptomError(RuntimeError):
 
 
 class Symptom(NamedTuple):
-    """`seen`: from the statistics of a tick and the config to what is wrong, a text or None."""
+    """`seen`: from the statistics of a tick and the config to what is wrong, a text or None.
+
+    `meaning` says in words what `seen` looks for.
+    """
 
     seen: Callable
+    meaning: str
     advice: str
 
 
@@ -81,21 +85,26 @@ def _non_finite(stats, config):
 SYMPTOMS = {
     "d-saturated": Symptom(
         _saturated,
+        f"D ranks at least {SATURATION:.0%} of the pairs of a real and a generated image",
         "G learns little from such a D. With few images use --aug=ada; else try a larger --gamma, "
         "a lower --lr-d or a smaller --d-scale; in the cooperative stage, end it sooner",
     ),
     "no-diversity": Symptom(
         _no_diversity,
+        f"generated images differ from each other less than {LOWEST_DIVERSITY:g} times as much as "
+        "real ones (mean over pixels of the standard deviation over 64 images)",
         "It will hardly recover: start again from an earlier snapshot (--resume) or anew, with "
         "--coop-kimg, a larger --gamma or a lower --lr-g",
     ),
     "ada-ceiling": Symptom(
         _ada_ceiling,
+        f"--aug=ada has raised the probability of augmentations to {HIGHEST_P:g}",
         "Augmentations may show in generated images, and D overfits all the same: add images, "
         "--mirror=1 where it suits them, or start from a trained network (--resume, --freezed)",
     ),
     "non-finite": Symptom(
         _non_finite,
+        f"gradients were not finite in more than {NON_FINITE_STEPS:.0%} of the steps of a network",
         "In half precision, try --precision=bf16 or fp32; else a lower --lr, or R1 (--gamma)",
     ),
 }

@@ -11,9 +11,11 @@ SCORE_LIMIT = 1e4
 
 COOPERATIVE_ADVICE = (
     "try less noise (--coop-noise=0.01 --coop-noise-schedule=linear), a smaller --coop-step-size, "
-    "more --coop-steps, --coop-clamp=1 or a shorter --coop-kimg"
+    "a lower --lr, --coop-clamp=1 or a shorter --coop-kimg"
 )
-ADVERSARIAL_ADVICE = "try a larger --gamma or --fp32=1"
+ADVERSARIAL_ADVICE = (
+    "try a lower --lr, R1 (--gamma) or, in half precision, --precision=bf16 or fp32"
+)
 
 
 class DivergenceError(RuntimeError):

@@ -84,8 +84,8 @@ def _require_use(shared):
     ]
     if lacking:
         raise TransferError(
-            "The snapshot of --resume does not fit this run: not one layer of "
-            f"{', '.join(lacking)} has its shape; use its --cfg, --g-scale and --d-scale."
+            f"The snapshot of --resume does not fit this run: but for the mapping, no layer of "
+            f"{', '.join(lacking)} has its shape; use its --g-scale, --d-scale and --channel-max."
         )
 
 

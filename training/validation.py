@@ -196,8 +196,10 @@ def remarks(given, config):
         )
     if config.aug == "ada" and config.gamma == 0:
         yield "ADA without R1 (--gamma=0): CoopInit, section 5.4, found that it needs R1."
-    if config.loss == "wgan-gp" and "gamma" not in given:
-        yield "R1 is off: the gradient penalty of --loss=wgan-gp stands in its place."
+    if config.loss != "ns" and "gamma" not in given:
+        yield "R1 is off: the --gamma of presets is meant for --loss=ns. --gamma turns it on."
+    if config.freezed > 0 and config.resume is None:
+        yield "--freezed without --resume keeps layers of D as they were drawn."
     if config.nhwc and config.precision == "fp32":
         yield "--nhwc=1 has no effect with fp32."
     if config.coop_kimg >= config.kimg:
