@@ -113,6 +113,8 @@ SYMPTOMS = {
 class Diagnostics:
     """Warns once of each symptom, and ends the run at those that it is to stop on.
 
+    `warnings` are the texts so far.
+
     Args:
         config: The `TrainingConfig`.
     """
@@ -120,6 +122,7 @@ class Diagnostics:
     def __init__(self, config):
         self._config = config
         self._warned = set()
+        self.warnings = []
 
     def check(self, stats, save_networks):
         """Look at the statistics of a tick.
@@ -140,7 +143,8 @@ class Diagnostics:
                 raise SymptomError(f"{text} (--stop-on={name}). {symptom.advice}.")
             if name not in self._warned:
                 self._warned.add(name)
-                logger.warning("Warning (%s): %s. %s.", name, text, symptom.advice)
+                self.warnings.append(f"Warning ({name}): {text}. {symptom.advice}.")
+                logger.warning(self.warnings[-1])
 
 
 def relative_diversity(fakes, reals):

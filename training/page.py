@@ -13,10 +13,12 @@ body {{ font: 16px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 72re
 figure {{ margin: 0 }}
 figure a {{ display: block; overflow: hidden; aspect-ratio: 4 / 3 }}
 figure img {{ width: 250%; image-rendering: pixelated }}
+.note {{ border-left: .3rem solid #c60; padding-left: .8rem }}
 td, th {{ text-align: left; padding: 0 1.5rem 0 0; font-size: .9rem }}
 </style></head><body>
 <h1>{title}</h1>
 <p>{summary}</p>
+{notes}
 <h2>Learning curves</h2>
 <img class="curves" src="learning-curves.png" alt="learning curves">
 <h2>Pictures</h2>
@@ -31,8 +33,11 @@ FIGURE = """<figure><figcaption>{title}</figcaption>
 <a href="{name}"><img src="{name}" alt="{title}"></a></figure>"""
 
 
-def save_page(run_dir):
-    """Write index.html, which refers to the pictures in the folder by relative names."""
+def save_page(run_dir, notes=()):
+    """Write index.html, which refers to the pictures in the folder by relative names.
+
+    `notes`: texts at the top, about what has gone wrong.
+    """
     run_dir = Path(run_dir)
     settings = json.loads((run_dir / "training_options.json").read_text())
     pictures = [("Real images", "reals.png")]
@@ -45,6 +50,7 @@ def save_page(run_dir):
     page = TEMPLATE.format(
         title=_text(run_dir.name),
         summary=_text(_summary(settings)),
+        notes="\n".join(f'<p class="note">{_text(note)}</p>' for note in notes),
         pictures="\n".join(
             FIGURE.format(title=_text(title), name=name) for title, name in pictures
         ),

@@ -70,6 +70,7 @@ class TrainingRun:
             DivergenceError: Training has run away; the last good networks were written before.
             SymptomError: A symptom of `stop_on` showed; networks were written before.
         """
+        end = "Interrupted"
         try:
             with self.reporter, self.data:
                 self.images.save_reals()
@@ -81,10 +82,16 @@ class TrainingRun:
                     self.reporter.progress(self.state.nimg, self.stage.name)
                     if self.reporter.tick_is_due(self.state.nimg) or self.stage_is_over():
                         self.end_tick()
+            end = None
+        except Exception as error:
+            end = f"Stopped: {error}"
+            raise
         finally:  # a run that failed is worth looking at, too
             if self.reporter.tick > 0:
+                kimg = f"after {self.state.nimg / 1e3:.1f} kimg"
+                ends = [] if end is None else [f"{end} ({kimg})"]
                 save_curves(self.run_dir)
-                save_page(self.run_dir)
+                save_page(self.run_dir, [*self.diagnostics.warnings, *ends])
 
     @property
     def done(self):

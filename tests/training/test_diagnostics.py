@@ -128,6 +128,8 @@ def test_a_stopped_run_ends_with_its_own_status_and_a_snapshot(data, tmp_path, m
     assert result.output.splitlines()[-1].startswith("Error: G has collapsed: its images differ")
     [run_dir] = tmp_path.iterdir()
     assert (run_dir / "network-snapshot-000000.pkl").exists()
+    page = (run_dir / "index.html").read_text()
+    assert '<p class="note">Stopped: G has collapsed' in page and "(after 0.0 kimg)" in page
     assert "SymptomError: G has collapsed" in (run_dir / "log.txt").read_text()
 
 
