@@ -15,6 +15,7 @@ __all__ = [
     "EasyDict",
     "atomic_write",
     "cache_path",
+    "cache_root",
     "first_line",
     "is_url",
     "open_url",
@@ -89,16 +90,18 @@ def is_url(name: str | os.PathLike) -> bool:
     return re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", os.fspath(name)) is not None
 
 
-def cache_path(url: str, cache_dir: str | os.PathLike | None = None) -> Path:
-    """The file that keeps the download of ``url``.
-
-    It lies in ``cache_dir``, else in ``$DNNLIB_CACHE_DIR``, else in ``~/.cache/dnnlib``.
-    """
+def cache_root(cache_dir: str | os.PathLike | None = None) -> Path:
+    """Folder of cached files: ``cache_dir``, ``$DNNLIB_CACHE_DIR`` or ``~/.cache/dnnlib``."""
     root = cache_dir or os.environ.get("DNNLIB_CACHE_DIR") or Path.home() / ".cache" / "dnnlib"
+    return Path(root).expanduser().absolute()
+
+
+def cache_path(url: str, cache_dir: str | os.PathLike | None = None) -> Path:
+    """The file below ``cache_root(cache_dir)`` that keeps the download of ``url``."""
     digest = hashlib.sha256(url.encode()).hexdigest()[:16]
     last_part = urllib.parse.urlsplit(url).path.rsplit("/", 1)[-1]
     readable = re.sub(r"[^A-Za-z0-9._-]", "_", urllib.parse.unquote(last_part))[-100:]
-    return Path(root).expanduser().absolute() / f"{digest}_{readable or 'download'}"
+    return cache_root(cache_dir) / f"{digest}_{readable or 'download'}"
 
 
 def open_url(

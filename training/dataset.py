@@ -27,7 +27,7 @@ from training.image_files import (
     read_labels,
 )
 
-__all__ = ["DatasetError", "ImageFolderDataset", "InfiniteSampler"]
+__all__ = ["DatasetError", "ImageFolderDataset", "InfiniteSampler", "subset_indices"]
 
 _CHANNELS = {"L": 1, "RGB": 3}
 _REMEDY = "convert the data with dataset_tool.py"
@@ -69,7 +69,7 @@ class ImageFolderDataset(torch.utils.data.Dataset):
             )
         self._labels = _label_rows(self._store, self._names) if use_labels else None
         self.label_dim = _label_dim(self._labels)
-        chosen = _subset(len(self._names), max_size, random_seed)
+        chosen = subset_indices(len(self._names), max_size, random_seed)
         self._indices = np.concatenate([chosen, chosen]) if xflip else chosen
         self._first_flipped = len(chosen)
 
@@ -260,10 +260,11 @@ def _label_dim(labels: np.ndarray | None) -> int:
     return int(labels.max()) + 1 if labels.ndim == 1 else labels.shape[1]
 
 
-def _subset(count: int, max_size: int | None, seed: int) -> np.ndarray:
-    """Return sorted indices of all images, or of a random subset.
+def subset_indices(count: int, max_size: int | None, seed: int) -> np.ndarray:
+    """Return sorted indices of all images, or of a random subset of max_size.
 
-    RandomState is frozen for good, so a seed means the same subset everywhere.
+    Raises DatasetError for a size or seed out of range. RandomState is frozen for good, so a seed
+    means the same subset everywhere.
     """
     if max_size is None or max_size == count:
         return np.arange(count)

@@ -3,6 +3,7 @@
 Nothing here imports torch, so that dataset_tool.py starts fast.
 """
 
+import hashlib
 import io
 import json
 import os
@@ -68,6 +69,10 @@ class FileStore(ABC):
         """Return the length of one file in bytes, unpacked."""
 
     @abstractmethod
+    def fingerprint(self, name: str) -> str:
+        """Return a text that changes with the content of one file."""
+
+    @abstractmethod
     def open(self, name: str) -> IO[bytes]:
         """Open one file for reading; raises OSError, zipfile.BadZipFile or KeyError."""
 
@@ -103,6 +108,11 @@ class FolderStore(FileStore):
         """Return the length of one file in bytes."""
         return os.path.getsize(os.path.join(self.path, name))
 
+    def fingerprint(self, name: str) -> str:
+        """Return the SHA-256 of one file."""
+        with self.open(name) as stream:
+            return hashlib.sha256(stream.read()).hexdigest()
+
     def open(self, name: str) -> IO[bytes]:
         """Open one file for reading."""
         return open(os.path.join(self.path, name), "rb")
@@ -136,6 +146,11 @@ class ZipStore(FileStore):
     def size(self, name: str) -> int:
         """Return the length of one member in bytes, unpacked; reading gives no more."""
         return self._handle().getinfo(name).file_size
+
+    def fingerprint(self, name: str) -> str:
+        """Return length and CRC-32 of one member, which the zip's directory holds."""
+        member = self._handle().getinfo(name)
+        return f"{member.file_size} {member.CRC:08x}"
 
     def open(self, name: str) -> IO[bytes]:
         """Open one member for reading."""

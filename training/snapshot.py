@@ -12,7 +12,15 @@ import torch
 
 from dnnlib.util import atomic_write
 
-__all__ = ["grid_size", "image_grid", "pixels", "save_image_grid", "save_snapshot", "snapshot_grid"]
+__all__ = [
+    "grid_size",
+    "image_grid",
+    "pixels",
+    "quantize",
+    "save_image_grid",
+    "save_snapshot",
+    "snapshot_grid",
+]
 
 # A grid of images is about one 8K screen, but never so many or so few that it tells nothing.
 _SCREEN = (7680, 4320)
@@ -52,11 +60,16 @@ def _frozen_copy(module: torch.nn.Module) -> torch.nn.Module:
     return copy.deepcopy(module).eval().requires_grad_(False).float().cpu()
 
 
+def quantize(images: torch.Tensor) -> torch.Tensor:
+    """Images in [-1, 1] as uint8 on their device: clamp(x * 127.5 + 128, 0, 255)."""
+    return (images.float() * 127.5 + 128).clamp(0, 255).to(torch.uint8)
+
+
 def pixels(images: np.ndarray | torch.Tensor) -> np.ndarray:
-    """Images in [-1, 1] as uint8: clamp(x * 127.5 + 128, 0, 255). uint8 is returned as it is."""
+    """Images in [-1, 1] as `quantize` makes them; uint8 is returned as it is."""
     images = torch.as_tensor(images).detach()
     if images.dtype != torch.uint8:
-        images = (images.float() * 127.5 + 128).clamp(0, 255).to(torch.uint8)
+        images = quantize(images)
     return images.cpu().numpy()
 
 

@@ -1,0 +1,8 @@
+"""Metrics of generative models: features in, numbers out, and all that lies on the way.
+
+A metric is a function in `metrics/measures/` under the decorator of `metrics/registry.py`.
+"""
+
+
+class MetricError(ValueError):
+    """A metric cannot be measured; the message is one line that says why and what to do."""

@@ -1,0 +1,286 @@
+"""Measuring: which vectors the metrics need, collected once each, and what is made of them."""
+
+import contextlib
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from metrics import MetricError
+from metrics.cache import cache_file, read_cached, write_cached
+from metrics.detectors import Detector, load_detector
+from metrics.features import Collected, collect
+from metrics.registry import ComputeSettings, Metric
+from metrics.sides import FeatureSide, Request, Side
+from torch_utils.distributed import Processes
+
+__all__ = ["Evaluation", "Result", "Settings", "comparison_warnings", "progress_bars"]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to measure; nothing but detector, seed and noise_mode changes a result."""
+
+    device: str = "cpu"
+    detector: str | None = None
+    """File or URL in place of the standard detectors."""
+    seed: int = 0
+    """Of latents and labels."""
+    noise_mode: str = "random"
+    """Noise inputs of the generator: random, const or none."""
+    batch: int = 64
+    """Images a forward pass of the detector."""
+    memory_bytes: int = 1 << 30
+    """Bound on what distances between features hold at once."""
+    cache: bool = True
+    """Keep statistics of data sets on disk."""
+    verbose: bool = False
+    """Show progress bars."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What was measured. values: by full name; metric: name with the detector's after @."""
+
+    metric: str
+    values: dict[str, Any]
+    better: dict[str, str]
+    """lower or higher, by full name, for values that have a best."""
+    seconds: float
+    detector: dict[str, str] | None
+    num_real: int
+    num_generated: int
+    processes: int = 1
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+class Evaluation:
+    """Measures metrics against one real side, as often as one likes.
+
+    Statistics of the real side are kept in memory and, for image files, on disk. In several
+    processes every one calls measure() with the same arguments.
+    """
+
+    def __init__(
+        self, real: Side | None, settings: Settings, processes: Processes | None = None
+    ) -> None:
+        self._real = real
+        self._settings = settings
+        self._processes = processes or Processes()
+        self._detectors: dict[str, Detector] = {}
+        self._real_collected: dict[Request, Collected | None] = {}
+        show = settings.verbose and self._processes.first
+        self._progress = progress_bars(show)
+
+    def measure(self, metrics: Sequence[Metric], generated: Side) -> list[Result] | None:
+        """Results in the order of the metrics; None but on the first process.
+
+        Raises MetricError before anything is computed where a side lacks what a metric needs, and
+        later for images that are damaged or not finite.
+        """
+        plan = [_needs(metric, self._real, generated) for metric in metrics]
+        wanted: dict[tuple[str, Request], set[str]] = defaultdict(set)
+        for need in plan:
+            for side, request in need.requests():
+                wanted[side, request].add(need.metric.statistic)
+        self._load_detectors(plan, generated)
+        with repeatable(self._settings.device):
+            made: dict[Request, Collected | None] = {}
+            results = [self._measure(need, wanted, generated, made) for need in plan]
+        return results if self._processes.first else None
+
+    def _measure(self, need, wanted, generated, made) -> Result | None:
+        start = time.monotonic()
+        request = need.generated
+        if request not in made:
+            made[request] = self._collect(generated, request, wanted["generated", request])
+        real = None
+        if need.real is not None:
+            real = self._collect_real(need.real, wanted["real", need.real])
+        if not self._processes.first:
+            return None
+        settings = ComputeSettings(
+            self._settings.memory_bytes, self._settings.device, self._progress
+        )
+        if real is not None:
+            _require_equal_width(real, made[request])
+        values = need.metric.compute(real, made[request], settings)
+        return self._result(need, values, generated, time.monotonic() - start)
+
+    def _collect_real(self, request: Request, wanted: set[str]) -> Collected | None:
+        if request not in self._real_collected:
+            identity = self._real.identity(request) if self._processes.first else None
+            path, found = None, None
+            if identity is not None and self._settings.cache:
+                path = cache_file(self._cache_key(request, wanted, identity))
+                found = read_cached(path, wanted)
+            if self._processes.share(found is not None):
+                self._real_collected[request] = found
+            else:
+                made = self._collect(self._real, request, wanted)
+                self._real_collected[request] = made
+                if path is not None:
+                    write_cached(path, made)
+        return self._real_collected[request]
+
+    def _cache_key(self, request: Request, wanted: set[str], identity: dict) -> dict[str, Any]:
+        return {
+            **identity,
+            "detector": self._detectors[request.standard].sha256,
+            "output": request.output,
+            "count": request.count,
+            "statistics": sorted(wanted),
+        }
+
+    def _collect(self, side: Side, request: Request, wanted: set[str]) -> Collected | None:
+        return collect(
+            side.producer(request, self._detectors.get(request.standard)),
+            request.count,
+            wanted,
+            batch=self._settings.batch,
+            processes=self._processes,
+            progress=self._progress,
+            title="real images" if side is self._real else "generated images",
+        )
+
+    def _load_detectors(self, plan: "list[_Need]", generated: Side) -> None:
+        """Detectors of all metrics, before anything is computed."""
+        for need in plan:
+            sides, standard = self._sides(need, generated), need.metric.detector
+            if any(side.needs_detector for side in sides) and standard not in self._detectors:
+                self._detectors[standard] = load_detector(
+                    standard, self._settings.detector, torch.device(self._settings.device)
+                )
+            _require_same_detector(sides, self._detectors.get(standard))
+
+    def _sides(self, need: "_Need", generated: Side) -> list[Side]:
+        return [generated] if need.real is None else [generated, self._real]
+
+    def _result(self, need: "_Need", values: dict, generated: Side, seconds: float) -> Result:
+        label, detector = self._detector_label(need.metric, self._sides(need, generated))
+        base = need.metric.with_count(need.generated.count).name
+        names = {suffix: f"{base}_{suffix}{label}" if suffix else base + label for suffix in values}
+        return Result(
+            metric=base + label,
+            values={names[suffix]: value for suffix, value in values.items()},
+            better={names[suffix]: sign for suffix, sign in need.metric.better.items()},
+            seconds=seconds,
+            detector=detector,
+            num_real=need.real.count if need.real else 0,
+            num_generated=need.generated.count,
+            processes=self._processes.count,
+            settings={"seed": self._settings.seed, "noise_mode": self._settings.noise_mode},
+        )
+
+    def _detector_label(self, metric: Metric, sides: list[Side]) -> tuple[str, dict | None]:
+        """What follows the metric's name, and the detector for the record."""
+        detector = self._detectors.get(metric.detector)
+        files = [side.file for side in sides if isinstance(side, FeatureSide)]
+        if files and (detector is None or any(file.detector_sha256 is None for file in files)):
+            # Whoever made them, nothing here vouches for it.
+            hashes = ",".join(file.detector_sha256 or f"file:{file.sha256}" for file in files)
+            return "@features", {"name": "features", "sha256": hashes}
+        name = detector.name or metric.detector
+        label = f"@{detector.name}" if detector.name else ""
+        return label, {"name": name, "sha256": detector.sha256, "source": detector.source}
+
+
+@dataclass(frozen=True)
+class _Need:
+    """What one metric asks of the two sides."""
+
+    metric: Metric
+    generated: Request
+    real: Request | None
+
+    def requests(self) -> Iterator[tuple[str, Request]]:
+        """Both requests with the names of their sides."""
+        yield "generated", self.generated
+        if self.real is not None:
+            yield "real", self.real
+
+
+def _needs(metric: Metric, real: Side | None, generated: Side) -> _Need:
+    full = metric.full if generated.distinguishes(metric.full) else True
+    available = generated.available(True)
+    count = metric.num_generated if available is None else min(metric.num_generated, available)
+    request = Request(metric.detector, metric.output, count, full, metric.path)
+    generated.producer(request, None)  # refuses what it cannot do
+    if metric.num_real == 0:
+        return _Need(metric, request, None)
+    if real is None:
+        raise MetricError(f"{metric.name} needs real images: give them by --data or --real")
+    full = metric.full if real.distinguishes(metric.full) else True
+    count = min(metric.num_real or real.available(full), real.available(full))
+    real_request = Request(metric.detector, metric.output, count, full)
+    real.producer(real_request, None)
+    return _Need(metric, request, real_request)
+
+
+def _require_same_detector(sides: list[Side], detector: Detector | None) -> None:
+    """Refuse features that say of themselves that another detector made them."""
+    known = {} if detector is None else {detector.sha256: detector.source}
+    for side in sides:
+        if isinstance(side, FeatureSide) and side.file.detector_sha256 is not None:
+            known[side.file.detector_sha256] = side.file.path
+    if len(known) > 1:
+        made = ", ".join(f"'{name}' by {digest[:12]}..." for digest, name in known.items())
+        raise MetricError(f"the two sides are of different detectors (SHA-256): {made}")
+
+
+def _require_equal_width(real: Collected, generated: Collected) -> None:
+    widths = {
+        len(c.moments.mean) if c.moments is not None else c.rows.shape[1] for c in (real, generated)
+    }
+    if len(widths) > 1:
+        raise MetricError(
+            f"the two sides have features of different lengths ({widths}): they are of different "
+            "detectors"
+        )
+
+
+def comparison_warnings(real: Side | None, generated: Side) -> list[str]:
+    """Differences between the sides that change results without being of the generator."""
+    if real is None:
+        return []
+    warnings = []
+    if real.size and generated.size and real.size != generated.size:
+        warnings.append(
+            "the real images are {}x{}, the others {}x{}: resizing alone changes results".format(
+                *real.size, *generated.size
+            )
+        )
+    if real.resampling and generated.resampling and real.resampling != generated.resampling:
+        warnings.append(
+            f"the real images were resized by the filter {real.resampling!r}, the others by "
+            f"{generated.resampling!r}: that alone changes results"
+        )
+    return warnings
+
+
+@contextlib.contextmanager
+def repeatable(device: str) -> Iterator[None]:
+    """Context without TF32 and without choices by timing; random states are as before after it."""
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark, cudnn.deterministic
+    used = torch.device(device)
+    try:
+        matmul.allow_tf32, cudnn.allow_tf32 = False, False
+        cudnn.benchmark, cudnn.deterministic = False, True
+        with torch.random.fork_rng(devices=[used] if used.type == "cuda" else []):
+            yield
+    finally:
+        matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark, cudnn.deterministic = before
+
+
+def progress_bars(show: bool) -> Callable[[Iterable, str], Iterable]:
+    """Function (steps, title) that shows a progress bar on a terminal while steps are taken."""
+
+    def wrapped(steps: Iterable, title: str) -> Iterable:
+        return tqdm(steps, title, disable=None if show else True, leave=False)
+
+    return wrapped

@@ -1,0 +1,160 @@
+"""Images of a generator to measure, and distances along paths in its latent space.
+
+Image i of seed s is the same in whatever batch and process it is made: its latent and label come
+from `numpy.random.RandomState(s * 1000000 + i)`. The latents of seed 0 are therefore those of
+`generate.py --seeds=0-...`. Noise inputs are random, as the field measures; they are drawn for
+groups of `_GROUP` images from the first one's seed.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from metrics import MetricError
+from metrics.features import require_finite
+from metrics.measures.perceptual_path import PathSampling
+from metrics.registry import MAX_COUNT
+from training.snapshot import quantize
+
+__all__ = ["MAX_SEED", "GeneratedFeatures", "Latents", "PathLengths", "label_rows"]
+
+MAX_SEED = 2**32 // MAX_COUNT - 1
+_GROUP = 4  # images synthesised at once: part of what an image with random noise is
+_PATH_RESOLUTION = 256  # larger images are shrunk before their perceptual distance is taken
+
+
+@dataclass(frozen=True)
+class Latents:
+    """Where latents and labels come from. labels: float32 [N, c_dim] to choose from, or None."""
+
+    seed: int = 0
+    labels: np.ndarray | None = None
+
+    def draw(self, index: int, sizes: list[int]) -> tuple[list[np.ndarray], np.ndarray, float]:
+        """Normal vectors of the given sizes, a label [c_dim], and a number in [0, 1)."""
+        rng = np.random.RandomState(self.seed * MAX_COUNT + index)
+        vectors = [rng.randn(size).astype(np.float32) for size in sizes]
+        label = np.zeros(0, np.float32)
+        if self.labels is not None:
+            label = self.labels[rng.randint(len(self.labels))]
+        return vectors, label, rng.rand()
+
+
+def label_rows(labels: np.ndarray, c_dim: int) -> np.ndarray:
+    """Class numbers [N] or vectors [N, c_dim] as float32 [N, c_dim]; MetricError if they differ."""
+    if labels.ndim == 1 and labels.max() < c_dim:
+        return np.eye(c_dim, dtype=np.float32)[labels]
+    if labels.ndim == 2 and labels.shape[1] == c_dim:
+        return labels
+    found = labels.max() + 1 if labels.ndim == 1 else labels.shape[1]
+    raise MetricError(f"the network was trained with {c_dim} labels, the data set has {found}")
+
+
+class _FromGenerator:
+    """What images and paths have in common."""
+
+    def __init__(self, G: Any, detector: Any, latents: Latents, output: str) -> None:
+        self._G, self._detector, self._latents, self._output = G, detector, latents, output
+        self._device = next(G.parameters()).device
+
+    def prepare(self, start: int, stop: int) -> None:
+        """Nothing to do ahead."""
+
+    def rows(self, start: int, stop: int) -> np.ndarray:
+        """Rows [stop - start, D], made in groups that do not depend on the batch."""
+        first = start - start % _GROUP
+        with torch.inference_mode():
+            parts = [self._group(i) for i in range(first, stop, _GROUP)]
+            made = torch.cat(parts)[start - first : stop - first]
+        return self._finish(made, start)
+
+    def _group(self, first: int) -> torch.Tensor:
+        """The _GROUP items from index `first` on."""
+        raise NotImplementedError
+
+    def _finish(self, made: torch.Tensor, start: int) -> np.ndarray:
+        raise NotImplementedError
+
+    def _draw(self, first: int, vectors: int) -> tuple[list[torch.Tensor], torch.Tensor, Any]:
+        sizes = [self._G.z_dim] * vectors
+        drawn = [self._latents.draw(i, sizes) for i in range(first, first + _GROUP)]
+        latents = [np.stack([d[0][v] for d in drawn]) for v in range(vectors)]
+        z = [torch.from_numpy(latent).to(self._device) for latent in latents]
+        c = torch.from_numpy(np.stack([d[1] for d in drawn])).to(self._device)
+        t = torch.tensor([d[2] for d in drawn], dtype=torch.float32, device=self._device)
+        return z, c, t
+
+
+class GeneratedFeatures(_FromGenerator):
+    """What a detector says about generated images; a `metrics.features.Producer`.
+
+    noise_mode: random, const or none.
+    """
+
+    def __init__(
+        self, G: Any, detector: Any, latents: Latents, output: str, noise_mode: str = "random"
+    ) -> None:
+        super().__init__(G, detector, latents, output)
+        self._noise_mode = noise_mode
+
+    def _group(self, first: int) -> torch.Tensor:
+        [z], c, _ = self._draw(first, 1)
+        torch.manual_seed(self._latents.seed * MAX_COUNT + first)  # of the noise inputs
+        return self._G(z, c, noise_mode=self._noise_mode).float()
+
+    def _finish(self, made: torch.Tensor, start: int) -> np.ndarray:
+        finite = made.isfinite().flatten(1).all(dim=1).cpu().numpy()
+        require_finite(np.where(finite, 0.0, np.nan), start, "generated image")
+        return self._detector(quantize(made), self._output, start)
+
+
+class PathLengths(_FromGenerator):
+    """Squared perceptual distance over epsilon^2 at points of paths; a Producer of [n, 1]."""
+
+    def __init__(self, G: Any, detector: Any, latents: Latents, sampling: PathSampling) -> None:
+        super().__init__(G, detector, latents, "lpips")
+        self._sampling = sampling
+
+    def _group(self, first: int) -> torch.Tensor:
+        (z0, z1), c, t = self._draw(first, 2)
+        epsilon = self._sampling.epsilon
+        t = torch.zeros_like(t) if self._sampling.ends else t
+        images = [self._images(self._point(z0, z1, c, at)) for at in (t, t + epsilon)]
+        require_finite(torch.cat(images, dim=1).cpu().numpy(), first, "generated image")
+        a, b = (torch.from_numpy(self._detector(x, "lpips", first)) for x in images)
+        return (a - b).double().square().sum(dim=1, keepdim=True) / epsilon**2
+
+    def _finish(self, made: torch.Tensor, start: int) -> np.ndarray:
+        return made.numpy()
+
+    def _point(self, z0: torch.Tensor, z1: torch.Tensor, c: torch.Tensor, t: torch.Tensor):
+        """Style vectors at t in [0, 1] on the paths from z0 to z1."""
+        if self._sampling.space == "z":
+            return self._G.mapping(slerp(z0, z1, t[:, None]), c)
+        w0, w1 = self._G.mapping(z0, c), self._G.mapping(z1, c)
+        return torch.lerp(w0, w1, t[:, None, None])
+
+    def _images(self, ws: torch.Tensor) -> torch.Tensor:
+        """Images [n, C, h, w] with values around 0..255, not rounded: steps are minute."""
+        # Noise that changed between two points would drown their distance.
+        images = self._G.synthesis(ws, noise_mode="const", force_fp32=True).float()
+        size = images.shape[2]
+        if self._sampling.crop and size >= 8:
+            eighth = size // 8
+            images = images[:, :, 3 * eighth : 7 * eighth, 2 * eighth : 6 * eighth]
+        factor = size // _PATH_RESOLUTION
+        if factor > 1:
+            images = torch.nn.functional.avg_pool2d(images, factor)
+        return (images + 1) * 127.5
+
+
+def slerp(a: torch.Tensor, b: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+    """Point at t of the great circle from a's direction to b's; vectors [n, D], t [n, 1]."""
+    a, b = (v / v.norm(dim=-1, keepdim=True) for v in (a, b))
+    cosine = (a * b).sum(dim=-1, keepdim=True).clamp(-1, 1)
+    across = b - cosine * a
+    across = across / across.norm(dim=-1, keepdim=True).clamp(min=1e-12)
+    angle = t * cosine.acos()
+    return a * angle.cos() + across * angle.sin()

@@ -1,0 +1,51 @@
+"""Perceptual path length (PPL): Karras et al. 2019, section 4.1; 2020, appendix for ppl2_wend.
+
+How paths are walked is in `metrics/generated.py`; this is what is made of the distances.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from metrics.registry import register
+
+_QUANTILES = (0.01, 0.99)  # what lies outside is left out
+
+
+@dataclass(frozen=True)
+class PathSampling:
+    """One way to walk.
+
+    space: z (great circles between latents) or w (straight lines); ends: measure at one end of the
+    path in place of anywhere on it; crop: look at the part where FFHQ has the face.
+    """
+
+    space: str
+    ends: bool
+    crop: bool
+    epsilon: float = 1e-4
+
+
+def ppl(real, generated, settings):
+    """Mean of the distances along the paths, without the extremes."""
+    return {"": trimmed_mean(generated.rows[:, 0])}
+
+
+for _name, _sampling in {
+    "ppl2_wend": PathSampling(space="w", ends=True, crop=False),
+    "ppl_zfull": PathSampling(space="z", ends=False, crop=True),
+    "ppl_wfull": PathSampling(space="w", ends=False, crop=True),
+    "ppl_zend": PathSampling(space="z", ends=True, crop=True),
+    "ppl_wend": PathSampling(space="w", ends=True, crop=True),
+}.items():
+    register(
+        _name + "{n}", detector="vgg16", output="lpips", statistic="rows", num_real=0,
+        count_in_name=False, path=_sampling, better={"": "lower"},
+    )(ppl)  # fmt: skip
+
+
+def trimmed_mean(values: np.ndarray) -> float:
+    """Mean of the values [N] from the 1st to the 99th percentile, both included."""
+    low = np.quantile(values, _QUANTILES[0], method="lower")
+    high = np.quantile(values, _QUANTILES[1], method="higher")
+    return float(values[(values >= low) & (values <= high)].mean())

@@ -1,0 +1,101 @@
+"""Where results go: the official JSON lines, a few words for people, the best snapshots."""
+
+import json
+import math
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+from dnnlib.util import atomic_write
+from metrics.evaluation import Result
+from training.reporting import format_time
+
+__all__ = ["append_result", "describe", "json_line", "keep_best", "run_dir_of"]
+
+
+def json_line(result: Result, snapshot: str | None, run_dir: Path | None = None) -> str:
+    """The record of a result: the official fields, then ours (detector, counts, seed)."""
+    name = snapshot
+    if snapshot is not None and run_dir is not None:
+        name = str(Path(snapshot).resolve().relative_to(run_dir.resolve()))
+    return json.dumps(
+        {
+            "results": result.values,
+            "metric": result.metric,
+            "total_time": result.seconds,
+            "total_time_str": format_time(result.seconds),
+            "num_gpus": result.processes,
+            "snapshot_pkl": name,
+            "timestamp": time.time(),
+            "detector": result.detector,
+            "num_real": result.num_real,
+            "num_generated": result.num_generated,
+            **result.settings,
+        }
+    )
+
+
+def run_dir_of(snapshot: str) -> Path | None:
+    """The run folder that a snapshot lies in, or None."""
+    folder = Path(snapshot).parent
+    return folder if (folder / "training_options.json").is_file() else None
+
+
+def append_result(run_dir: Path, result: Result, line: str) -> None:
+    """Add a line to metric-NAME.jsonl of a run folder. Raises OSError."""
+    with open(run_dir / f"metric-{result.metric}.jsonl", "a", encoding="utf-8") as file:
+        file.write(line + "\n")
+
+
+def describe(result: Result) -> list[str]:
+    """The values in words; a histogram as a line a class."""
+    lines = []
+    for name, value in result.values.items():
+        if isinstance(value, list):
+            lines.append(f"{name}:")
+            longest = max(*value, 1)
+            lines += [
+                f"  {index:4d} {count:7d} {'#' * math.ceil(40 * count / longest)}"
+                for index, count in enumerate(value)
+            ]
+        elif isinstance(value, float):
+            lines.append(f"{name} {value:.4f}")
+        else:
+            lines.append(f"{name} {value}")
+    return lines
+
+
+def keep_best(run_dir: Path, result: Result, snapshot: Path) -> list[Path]:
+    """Copy a snapshot to network-best-METRIC.pkl for every value that is the best of the run.
+
+    Call it after append_result(): the run's earlier values are read from its JSON lines, so that
+    a run that is continued remembers. Returns the files written. Raises OSError.
+    """
+    history = _read_values(run_dir / f"metric-{result.metric}.jsonl")[:-1]
+    written = []
+    for name, sign in result.better.items():
+        earlier = [values[name] for values in history if _is_number(values.get(name))]
+        best = {"lower": min, "higher": max}[sign]
+        if not earlier or best([result.values[name], *earlier]) != best(earlier):
+            path = run_dir / f"network-best-{name}.pkl"
+            with atomic_write(path) as target, open(snapshot, "rb") as source:
+                shutil.copyfileobj(source, target)
+            written.append(path)
+    return written
+
+
+def _read_values(path: Path) -> list[dict[str, Any]]:
+    """The results of a file of JSON lines; a line that was cut off counts as none."""
+    found = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            values = json.loads(line)["results"]
+        except (ValueError, KeyError, TypeError):
+            values = {}
+        found.append(values if isinstance(values, dict) else {})
+    return found
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)

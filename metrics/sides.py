@@ -1,0 +1,170 @@
+"""The two sides of a comparison: where feature vectors come from."""
+
+import hashlib
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from metrics import MetricError
+from metrics.features import Producer
+from metrics.generated import GeneratedFeatures, Latents, PathLengths, label_rows
+from metrics.sources import FeatureFile, ImageFiles
+
+__all__ = ["FeatureSide", "FileSide", "NetworkSide", "Request", "Side"]
+
+
+@dataclass(frozen=True)
+class Request:
+    """Feature vectors that some metric needs of a side.
+
+    standard: name of the metric's standard detector; output: what it is asked for; count: how many
+    vectors; full: of the whole data set, not of what training used; path: walk in latent space.
+    """
+
+    standard: str
+    output: str
+    count: int
+    full: bool
+    path: Any = None
+
+
+class Side(ABC):
+    """A place where feature vectors come from."""
+
+    needs_detector = True
+    size: tuple[int, int] | None = None
+    """(width, height) of the images, where there are any."""
+    resampling: str | None = None
+    """Filter by which the images were resized; None: unknown."""
+
+    @abstractmethod
+    def available(self, full: bool) -> int | None:
+        """Number of images; None: as many as one likes."""
+
+    @abstractmethod
+    def distinguishes(self, full: bool) -> bool:
+        """Whether the whole data set is something else than what training used."""
+
+    @abstractmethod
+    def producer(self, request: Request, detector: Any) -> Producer:
+        """Makes the vectors."""
+
+    def identity(self, request: Request) -> dict[str, Any] | None:
+        """What the vectors depend on beside the detector; None: they are not to be cached."""
+        return None
+
+
+class FileSide(Side):
+    """Image files."""
+
+    def __init__(self, files: ImageFiles) -> None:
+        self._files = files
+        self._digest: str | None = None
+        self.size = files.size
+        self.resampling = files.resampling
+
+    def available(self, full: bool) -> int:
+        """Number of images, mirrored ones included."""
+        view = self._files.view(full)
+        return len(view.indices) * (2 if view.flipped else 1)
+
+    def distinguishes(self, full: bool) -> bool:
+        """Whether a subset or mirrored images were used for training."""
+        return self.available(True) != self.available(False) or self._files.view(False).flipped
+
+    def producer(self, request: Request, detector: Any) -> Producer:
+        """Features of the first images of the data set, in the order of their names."""
+        if request.path is not None:
+            raise MetricError("path lengths need a snapshot: they are walks through latent space")
+        return self._files.producer(detector, request.output, self._files.view(request.full))
+
+    def identity(self, request: Request) -> dict[str, Any]:
+        """Content of the images and which of them are used."""
+        if self._digest is None:
+            self._digest = self._files.digest()
+        view = self._files.view(request.full)
+        indices = hashlib.sha256(view.indices.astype("<i8").tobytes()).hexdigest()
+        return {"data": self._digest, "indices": indices, "flipped": view.flipped}
+
+
+class FeatureSide(Side):
+    """Saved features."""
+
+    needs_detector = False
+
+    def __init__(self, file: FeatureFile) -> None:
+        self.file = file
+
+    def available(self, full: bool) -> int:
+        """Number of vectors."""
+        return len(self.file.rows)
+
+    def distinguishes(self, full: bool) -> bool:
+        """Nothing is known about training."""
+        return False
+
+    def producer(self, request: Request, detector: Any) -> Producer:
+        """The saved vectors in their order."""
+        if request.path is not None or request.output == "lpips":
+            raise MetricError("path lengths need a snapshot: they are walks through latent space")
+        if request.output == "probabilities" and not _are_probabilities(self.file.rows):
+            raise MetricError(
+                f"'{self.file.path}' holds features; this metric needs probabilities of classes"
+            )
+        return _Saved(self.file.rows)
+
+
+class NetworkSide(Side):
+    """Images of a generator.
+
+    labels: class numbers or vectors of the data set by `full`, to draw from for a conditional one.
+    """
+
+    def __init__(
+        self, G: Any, labels: dict[bool, np.ndarray] | None, seed: int, noise_mode: str
+    ) -> None:
+        self._G, self._seed, self._noise_mode = G, seed, noise_mode
+        self._labels = labels and {key: label_rows(rows, G.c_dim) for key, rows in labels.items()}
+        self.size = (G.img_resolution, G.img_resolution)
+
+    def available(self, full: bool) -> None:
+        """As many as one likes."""
+        return None
+
+    def distinguishes(self, full: bool) -> bool:
+        """Labels are drawn from the whole data set or from what training used of it."""
+        return self._labels is not None
+
+    def producer(self, request: Request, detector: Any) -> Producer:
+        """Features of generated images, or lengths of paths."""
+        latents = Latents(self._seed, self._labels and self._labels[request.full])
+        if request.path is not None:
+            return PathLengths(self._G, detector, latents, request.path)
+        return GeneratedFeatures(self._G, detector, latents, request.output, self._noise_mode)
+
+
+class _Saved:
+    """Rows of an array as a producer."""
+
+    def __init__(self, rows: np.ndarray) -> None:
+        self._rows = rows
+
+    def prepare(self, start: int, stop: int) -> None:
+        """Nothing to do ahead."""
+
+    def rows(self, start: int, stop: int) -> np.ndarray:
+        """The rows as they are."""
+        return self._rows[start:stop]
+
+
+def _are_probabilities(rows: np.ndarray) -> bool:
+    return bool((rows >= 0).all() and np.allclose(rows.sum(axis=1), 1, atol=1e-3))
+
+
+def open_files(path: str, **view: Any) -> Side:
+    """The side that a path stands for: a folder or zip of images, or a .npz of features."""
+    if str(path).endswith(".npz"):
+        return FeatureSide(FeatureFile(path))
+    return FileSide(ImageFiles(path, **view))

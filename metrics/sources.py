@@ -1,0 +1,241 @@
+"""Image files to measure: a folder or zip of any images of one size, or saved features."""
+
+import hashlib
+import json
+import os
+import zipfile
+from collections import Counter
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from dnnlib.util import first_line
+from metrics import MetricError
+from metrics.detectors import file_sha256
+from metrics.features import require_finite
+from training.image_files import (
+    DatasetError,
+    image_names,
+    open_image,
+    open_store,
+    read_file,
+    read_image_header,
+    read_labels,
+)
+from training.image_transforms import has_alpha, to_grey_or_rgb
+
+__all__ = ["FeatureFile", "ImageFiles", "View", "feature_file_problem"]
+
+_DECODERS = 4  # threads; Pillow lets others run while it decodes
+
+
+class View(NamedTuple):
+    """Which images of the files, and whether those that follow are their mirror images."""
+
+    indices: np.ndarray
+    flipped: bool = False
+
+
+class ImageFiles:
+    """The images of a folder or zip, in the order of their names.
+
+    Grey images have one channel, RGB images three; where both occur all have three. An alpha
+    channel is dropped, as dataset_tool.py does. Images must be of one size, which need not be
+    square. max_size and random_seed choose the subset that training used, xflip adds its mirrored
+    copies. Raises MetricError.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike,
+        max_size: int | None = None,
+        xflip: bool = False,
+        random_seed: int = 0,
+    ) -> None:
+        from training.dataset import subset_indices
+
+        self.path = os.fspath(path)
+        try:
+            self._store = open_store(path)
+            self._names = image_names(self._store)
+            self._meta = _meta(self._store)
+        except DatasetError as error:
+            raise MetricError(first_line(error).rstrip(".")) from None
+        if not self._names:
+            raise MetricError(f"'{self.path}' holds no images")
+        self.size = self._common_size()
+        try:
+            chosen = subset_indices(len(self._names), max_size, random_seed)
+        except DatasetError as error:
+            raise MetricError(first_line(error).rstrip(".")) from None
+        self._whole = View(np.arange(len(self._names)))
+        self._training = View(chosen, xflip)
+        self._labels = False
+
+    def view(self, full: bool) -> View:
+        """All images, or those that training used."""
+        return self._whole if full else self._training
+
+    @property
+    def resampling(self) -> str | None:
+        """The filter by which dataset_tool.py resized the images, "none", or None: unknown."""
+        if not isinstance(self._meta.get("resize_filter"), str):
+            return None
+        original = self._meta.get("original_size")
+        same = {"width": [self.size[0]] * 2, "height": [self.size[1]] * 2}
+        return "none" if original == same else self._meta["resize_filter"]
+
+    def labels(self, full: bool) -> np.ndarray:
+        """Labels of a view: class numbers int64 [N], vectors float32 [N, D].
+
+        Raises MetricError where an image has none.
+        """
+        if self._labels is False:
+            self._labels = self._read_labels()
+        view = self.view(full)
+        rows = self._labels[view.indices]
+        return np.concatenate([rows, rows]) if view.flipped else rows
+
+    def _read_labels(self) -> np.ndarray:
+        try:
+            labels = read_labels(self._store) or {}
+        except DatasetError as error:
+            raise MetricError(first_line(error).rstrip(".")) from None
+        if any(name not in labels for name in self._names):
+            raise MetricError(f"'{self.path}' lacks labels in dataset.json, which are needed here")
+        rows = [labels[name] for name in self._names]
+        return np.array(rows, np.int64 if isinstance(rows[0], int) else np.float32)
+
+    def digest(self) -> str:
+        """Hash of names and contents of all images, hex.
+
+        A zip's directory holds the CRC-32 of every file, so that it need not be read whole.
+        """
+        digest = hashlib.sha256()
+        for name in self._names:
+            digest.update(f"{name}\0{self._store.fingerprint(name)}\n".encode())
+        return digest.hexdigest()
+
+    def producer(self, detector: Any, output: str, view: View) -> "FileFeatures":
+        """Features of the images of a view."""
+        return FileFeatures(self, detector, output, view)
+
+    def decode(self, index: int, flipped: bool = False) -> np.ndarray:
+        """One image, uint8 [C, H, W] with C 1 or 3. Raises MetricError with its name."""
+        name = self._names[index]
+        try:
+            with open_image(self._store, name) as opened:
+                image = to_grey_or_rgb(opened)
+                pixels = np.asarray(image)
+        except Exception as error:  # a decoder can raise anything on damaged data
+            raise MetricError(
+                f"image {index} ('{name}' in '{self.path}') cannot be read: {first_line(error)}"
+            ) from None
+        pixels = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+        if pixels.shape[:0:-1] != self.size:
+            raise MetricError(f"image {index} ('{name}' in '{self.path}') has changed its size")
+        return pixels[:, :, ::-1] if flipped else pixels
+
+    def has_alpha(self) -> bool:
+        """Whether the first image carries an alpha channel, which is dropped."""
+        with open_image(self._store, self._names[0]) as image:
+            return has_alpha(image)
+
+    def _common_size(self) -> tuple[int, int]:
+        """(width, height) of all images."""
+        sizes: Counter[tuple[int, int]] = Counter()
+        for index, name in enumerate(self._names):
+            try:
+                header = read_image_header(self._store, name)
+            except Exception as error:  # a parser can raise anything on damaged data
+                raise MetricError(
+                    f"image {index} ('{name}' in '{self.path}') cannot be read: {first_line(error)}"
+                ) from None
+            sizes[header.width, header.height] += 1
+        if len(sizes) > 1:
+            (most, _), (other, _) = sizes.most_common(2)
+            raise MetricError(
+                f"'{self.path}' mixes sizes ({most[0]}x{most[1]}, {other[0]}x{other[1]}), and how "
+                "they are resized changes results: bring them to one by dataset_tool.py"
+            )
+        return next(iter(sizes))
+
+
+class FileFeatures:
+    """What a detector says about image files; a `metrics.features.Producer`."""
+
+    def __init__(self, files: ImageFiles, detector: Any, output: str, view: View) -> None:
+        self._files, self._detector, self._output = files, detector, output
+        self._view = view
+        self._pool = ThreadPoolExecutor(_DECODERS)
+        self._waiting: dict[int, Future] = {}
+
+    def __len__(self) -> int:
+        return len(self._view.indices) * (2 if self._view.flipped else 1)
+
+    def prepare(self, start: int, stop: int) -> None:
+        """Begin to decode these images."""
+        for place in range(start, stop):
+            if place not in self._waiting:
+                turn, index = divmod(place, len(self._view.indices))
+                self._waiting[place] = self._pool.submit(
+                    self._files.decode, int(self._view.indices[index]), turn > 0
+                )
+
+    def rows(self, start: int, stop: int) -> np.ndarray:
+        """Features [stop - start, D]."""
+        self.prepare(start, stop)
+        images = [self._waiting.pop(place).result() for place in range(start, stop)]
+        channels = max(len(image) for image in images)
+        images = [np.broadcast_to(image, (channels, *image.shape[1:])) for image in images]
+        return self._detector(torch.from_numpy(np.stack(images)), self._output, start)
+
+
+class FeatureFile:
+    """Saved features: a .npz file with an array `features` [N, D] of real numbers.
+
+    An array `detector` with the SHA-256 of the network that made them is taken as true, where
+    there is one. Raises MetricError.
+    """
+
+    def __init__(self, path: str | os.PathLike) -> None:
+        self.path = os.fspath(path)
+        problem = feature_file_problem(path)
+        if problem:
+            raise MetricError(f"'{path}' {problem}")
+        with np.load(path, allow_pickle=False) as archive:
+            self.rows = np.asarray(archive["features"], np.float32)
+            self.detector_sha256 = str(archive["detector"]) if "detector" in archive else None
+        require_finite(self.rows, 0, f"'{path}': feature vector")
+        self.sha256 = file_sha256(Path(path))
+
+
+def feature_file_problem(path: str | os.PathLike) -> str | None:
+    """What keeps a file from being used as saved features."""
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            features = archive["features"]
+    except KeyError:
+        return "has no array called features; make it with numpy.savez(FILE, features=ARRAY)"
+    except (OSError, ValueError, zipfile.BadZipFile, EOFError, TypeError, IndexError) as error:
+        return f"is no readable .npz file: {first_line(error)}"
+    if features.ndim != 2 or features.dtype.kind not in "fiu" or 0 in features.shape:
+        return (
+            f"has features of shape {list(features.shape)} and type {features.dtype}; "
+            "real numbers [N, D] are needed"
+        )
+    return None
+
+
+def _meta(store: Any) -> dict[str, Any]:
+    """What dataset_tool.py recorded about the archive; empty where it did not make it."""
+    if not store.exists("dataset.json"):
+        return {}
+    try:
+        meta = json.loads(read_file(store, "dataset.json")).get("meta")
+    except (ValueError, AttributeError):  # read_labels() complains where it matters
+        return {}
+    return meta if isinstance(meta, dict) else {}
