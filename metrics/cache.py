@@ -32,7 +32,8 @@ def cache_file(what: dict[str, Any]) -> Path:
 def read_cached(path: Path, wanted: Set[str]) -> Collected | None:
     """What an earlier run wrote there; None where there is nothing or it is damaged."""
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        # Opened here: np.load() leaves a file open that is no zip.
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
             # Reading an array checks it against the CRC-32 in the file.
             arrays = {name: archive[name] for name in archive.files}
         return _collected(arrays, wanted)

@@ -5,7 +5,9 @@ any operator, and some read and write files: use detectors of people you trust.
 """
 
 import hashlib
+import inspect
 import os
+import re
 import warnings
 import zipfile
 from dataclasses import dataclass
@@ -78,16 +80,18 @@ class Detector:
     def _arguments(self, output: str) -> dict[str, Any]:
         wanted, known = _ARGUMENTS[output], self._known_arguments()
         needed = next(iter(wanted))
-        if known is not None and needed not in known:
+        if needed not in known:
             raise MetricError(
                 f"detector {self.source} has no {output}: its forward() takes no {needed}"
             )
         # resize_images is the VGG file's own: without it, it would shrink images to 224 pixels.
-        return {key: value for key, value in wanted.items() if known is None or key in known}
+        return {key: value for key, value in wanted.items() if key in known}
 
-    def _known_arguments(self) -> set[str] | None:
-        schema = getattr(getattr(self.module, "forward", None), "schema", None)
-        return None if schema is None else {argument.name for argument in schema.arguments}
+    def _known_arguments(self) -> set[str]:
+        schema = getattr(self.module.forward, "schema", None)
+        if schema is None:  # no TorchScript
+            return set(inspect.signature(self.module.forward).parameters)
+        return {argument.name for argument in schema.arguments}
 
     def _checked(self, rows: Any, count: int, output: str) -> np.ndarray:
         if not isinstance(rows, torch.Tensor) or rows.ndim != 2 or len(rows) != count:
@@ -124,6 +128,7 @@ def load_detector(standard: str, choice: str | None, device: torch.device) -> De
     is_standard = source == url or digest == _sha256_if_there(cache_path(url))
     module = _load_script(path, source, device)
     stem = Path(source.split("?")[0]).name.removesuffix(".pt")
+    stem = re.sub(r"[^A-Za-z0-9._-]", "_", stem) or "detector"  # it becomes a part of file names
     return Detector(
         module=module,
         name="" if is_standard else stem,

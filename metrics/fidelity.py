@@ -60,13 +60,8 @@ class _Convention(torch.nn.Module):
         self._network = network
 
     def forward(
-        self,
-        images: torch.Tensor,
-        return_features: bool = False,
-        no_output_bias: bool = False,
-        return_lpips: bool = False,
+        self, images: torch.Tensor, return_features: bool = False, no_output_bias: bool = True
     ) -> torch.Tensor:
-        if return_lpips or not (return_features or no_output_bias):
-            raise MetricError("torch-fidelity has features and unbiased probabilities only")
+        """Features, or the probabilities without the bias, which are the only ones asked for."""
         features, logits = self._network(images)
         return features if return_features else logits.softmax(dim=1)

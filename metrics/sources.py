@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import zipfile
 from collections import Counter
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -27,7 +26,7 @@ from training.image_files import (
 )
 from training.image_transforms import has_alpha, to_grey_or_rgb
 
-__all__ = ["FeatureFile", "ImageFiles", "View", "feature_file_problem"]
+__all__ = ["FeatureFile", "ImageFiles", "View"]
 
 _DECODERS = 4  # threads; Pillow lets others run while it decodes
 
@@ -198,36 +197,38 @@ class FeatureFile:
     """Saved features: a .npz file with an array `features` [N, D] of real numbers.
 
     An array `detector` with the SHA-256 of the network that made them is taken as true, where
-    there is one. Raises MetricError.
+    there is one. rows are float32. Raises MetricError.
     """
 
     def __init__(self, path: str | os.PathLike) -> None:
         self.path = os.fspath(path)
-        problem = feature_file_problem(path)
-        if problem:
-            raise MetricError(f"'{path}' {problem}")
-        with np.load(path, allow_pickle=False) as archive:
-            self.rows = np.asarray(archive["features"], np.float32)
-            self.detector_sha256 = str(archive["detector"]) if "detector" in archive else None
+        arrays = _read_arrays(self.path)
+        features = arrays["features"]
+        if features.ndim != 2 or features.dtype.kind not in "fiu" or 0 in features.shape:
+            raise MetricError(
+                f"'{path}' has features of shape {list(features.shape)} and type {features.dtype}; "
+                "real numbers [N, D] are needed"
+            )
+        with np.errstate(over="ignore"):  # infinity is refused below
+            self.rows = features.astype(np.float32)
         require_finite(self.rows, 0, f"'{path}': feature vector")
+        self.detector_sha256 = str(arrays["detector"]) if "detector" in arrays else None
         self.sha256 = file_sha256(Path(path))
 
 
-def feature_file_problem(path: str | os.PathLike) -> str | None:
-    """What keeps a file from being used as saved features."""
+def _read_arrays(path: str) -> dict[str, np.ndarray]:
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            features = archive["features"]
-    except KeyError:
-        return "has no array called features; make it with numpy.savez(FILE, features=ARRAY)"
-    except (OSError, ValueError, zipfile.BadZipFile, EOFError, TypeError, IndexError) as error:
-        return f"is no readable .npz file: {first_line(error)}"
-    if features.ndim != 2 or features.dtype.kind not in "fiu" or 0 in features.shape:
-        return (
-            f"has features of shape {list(features.shape)} and type {features.dtype}; "
-            "real numbers [N, D] are needed"
+        # Opened here: np.load() leaves a file open that is no zip.
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
+            names = {"features", "detector"} & set(archive.files)
+            arrays = {name: archive[name] for name in names}
+    except Exception as error:  # whatever a damaged file makes NumPy and zipfile raise
+        raise MetricError(f"'{path}' is no readable .npz file: {first_line(error)}") from None
+    if "features" not in arrays:
+        raise MetricError(
+            f"'{path}' has no array called features; make it with numpy.savez(FILE, features=ARRAY)"
         )
-    return None
+    return arrays
 
 
 def _meta(store: Any) -> dict[str, Any]:

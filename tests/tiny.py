@@ -3,9 +3,11 @@
 import pytest
 import torch
 
+from metrics.train_detector import Classifier, save_detector
 from tests import make_data
 from training.config import TrainingConfig
 from training.networks import Discriminator, Generator
+from training.snapshot import save_snapshot
 
 # From Python 3.12 on, forking while PyTorch has threads is warned of; data-loader workers do so.
 starts_workers = pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
@@ -33,3 +35,23 @@ def networks(c_dim=0, resolution=8, seed=0):
     )  # fmt: skip
     D = Discriminator(c_dim, resolution, 1, channel_base=32)
     return G, D
+
+
+def write_snapshot(path, data, c_dim=0, resolution=8, **kwargs):
+    """Write a snapshot of `networks()` that was "trained" on `data`; returns its path."""
+    G, D = networks(c_dim, resolution)
+    view = dict(use_labels=c_dim > 0, max_size=None, xflip=False, resolution=resolution)
+    save_snapshot(
+        path, G=G, D=D, G_ema=G, augment_pipe=None,
+        training_set_kwargs=dict(class_name="training.dataset.ImageFolderDataset", path=str(data))
+        | view | kwargs,
+    )  # fmt: skip
+    return str(path)
+
+
+def write_detector(path, classes=3, channels=1, size=8, seed=0):
+    """Write an untrained detector with random weights; returns its path."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        save_detector(Classifier(classes, channels, size, size).eval(), path)
+    return str(path)

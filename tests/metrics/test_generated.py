@@ -1,0 +1,177 @@
+import numpy as np
+import pytest
+import torch
+
+from metrics import MetricError
+from metrics.generated import GeneratedFeatures, Latents, PathLengths, label_rows, slerp
+from metrics.measures.perceptual_path import PathSampling
+from tests import tiny
+from training.snapshot import pixels
+
+
+@pytest.fixture(scope="module")
+def G():
+    network = tiny.networks(c_dim=3)[0].eval().requires_grad_(False)
+    for name, parameter in network.named_parameters():
+        if name.endswith("noise_strength"):
+            parameter.fill_(1.0)
+    return network
+
+
+LABELS = np.eye(3, dtype=np.float32)
+
+
+def plain(images, output, start):
+    """In place of a detector: the pixels themselves."""
+    return images.flatten(1).float().numpy()
+
+
+def made(G, start, stop, seed=0, noise_mode="random"):
+    return GeneratedFeatures(G, plain, Latents(seed, LABELS), "features", noise_mode).rows(
+        start, stop
+    )
+
+
+def test_an_image_is_the_same_in_any_batch(G):
+    whole = made(G, 0, 13)
+    for start, stop in ((0, 1), (3, 9), (5, 6), (12, 13)):
+        np.testing.assert_array_equal(made(G, start, stop), whole[start:stop])
+
+
+def test_random_noise_repeats_and_is_not_the_constant_one(G):
+    np.testing.assert_array_equal(made(G, 0, 8), made(G, 0, 8))
+    assert (made(G, 0, 8) != made(G, 0, 8, noise_mode="const")).any()
+    assert (made(G, 0, 8) != made(G, 0, 8, seed=1)).any()
+
+
+def test_latents_are_those_of_generate_py():
+    G = tiny.networks()[0].eval()
+    rows = GeneratedFeatures(G, plain, Latents(0), "features", "const").rows(0, 6)
+    z = np.random.RandomState(5).randn(1, G.z_dim)
+    with torch.no_grad():
+        image = pixels(G(torch.from_numpy(z).float(), None, noise_mode="const"))
+    assert np.abs(rows[5] - image.flatten()).max() <= 1, "but for rounding in another batch"
+
+
+def test_labels_follow_the_data_set():
+    latents = Latents(0, label_rows(np.array([0, 0, 0, 2]), 3))
+    drawn = np.stack([latents.draw(i, [4])[1] for i in range(400)])
+    assert drawn.sum(axis=0)[1] == 0 and abs(drawn.mean(axis=0)[0] - 0.75) < 0.08
+    assert drawn.sum(axis=1).tolist() == [1] * 400
+
+
+def test_labels_that_do_not_fit():
+    vectors = np.ones([2, 5], np.float32)
+    assert label_rows(vectors, 5) is vectors
+    for labels, found in ((np.array([0, 3]), 4), (vectors, 5)):
+        with pytest.raises(MetricError, match=f"with 3 labels, the data set has {found}"):
+            label_rows(labels, 3)
+
+
+class BadGenerator(torch.nn.Module):
+    """Makes an image that is not finite for the latent of index 6."""
+
+    z_dim = 4
+    weight = None
+
+    def __init__(self, value):
+        super().__init__()
+        self.anchor = torch.nn.Parameter(torch.zeros(1))
+        self.value = value
+        self.bad = np.random.RandomState(6).randn(4)[0]
+
+    def forward(self, z, c, noise_mode):
+        images = torch.zeros([len(z), 1, 8, 8])
+        images[torch.isclose(z[:, 0], torch.tensor(self.bad).float()), 0, 3, 3] = self.value
+        return images
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("start", [0, 5])
+def test_an_image_that_is_not_finite_is_named(value, start):
+    producer = GeneratedFeatures(BadGenerator(value), plain, Latents(0), "features")
+    with pytest.raises(MetricError, match="^generated image 6 is not finite"):
+        producer.rows(start, 9)
+    assert not producer.rows(0, 6).shape[0] - 6
+
+
+def lpips_of_pixels(images, output, start):
+    assert output == "lpips" and images.dtype == torch.float32
+    return images.flatten(1).numpy() / 255
+
+
+@pytest.mark.parametrize("space", ["z", "w"])
+@pytest.mark.parametrize("ends", [True, False])
+def test_path_lengths(G, space, ends):
+    sampling = PathSampling(space, ends, crop=False)
+    producer = PathLengths(G, lpips_of_pixels, Latents(0, LABELS), sampling)
+    whole = producer.rows(0, 9)
+    assert whole.shape == (9, 1) and (whole > 0).all() and np.isfinite(whole).all()
+    np.testing.assert_array_equal(producer.rows(5, 7), whole[5:7])
+    assert len(np.unique(whole)) == 9
+
+
+class Linear(torch.nn.Module):
+    """w = z, image = (w0, w1, 0, ...): distances along paths are known in closed form."""
+
+    z_dim, w_dim = 4, 4
+
+    def __init__(self, size=8):
+        super().__init__()
+        self.anchor = torch.nn.Parameter(torch.zeros(1))
+        self.size = size
+
+    def mapping(self, z, c):
+        return z[:, None]
+
+    def synthesis(self, ws, noise_mode, force_fp32):
+        images = torch.zeros([len(ws), 1, self.size, self.size])
+        images[:, 0, 0, 0] = ws[:, 0, 0]
+        images[:, 0, -1, -1] = ws[:, 0, 1]
+        middle = self.size // 2
+        images[:, 0, middle, middle] = ws[:, 0, 2]
+        return images
+
+
+def test_length_of_straight_paths_in_closed_form():
+    sampling = PathSampling("w", ends=True, crop=False, epsilon=1e-2)
+    rows = PathLengths(Linear(), lpips_of_pixels, Latents(0), sampling).rows(0, 5)
+    for index in range(5):
+        rng = np.random.RandomState(index)
+        z0, z1 = rng.randn(4), rng.randn(4)
+        expected = np.square((z1 - z0)[:3] / 2).sum()  # images span 2, pixels in 0..1
+        assert rows[index, 0] == pytest.approx(expected, rel=1e-3)
+
+
+def test_the_crop_is_the_face_of_ffhq():
+    sampling = PathSampling("w", ends=True, crop=True, epsilon=1e-2)
+    seen = []
+
+    def look(images, output, start):
+        seen.append(images.shape[2:])
+        return lpips_of_pixels(images, output, start)
+
+    rows = PathLengths(Linear(16), look, Latents(0), sampling).rows(0, 1)
+    rng = np.random.RandomState(0)
+    z0, z1 = rng.randn(4), rng.randn(4)
+    assert rows[0, 0] == pytest.approx(np.square((z1 - z0)[2] / 2), rel=1e-3)
+    assert set(seen) == {(8, 8)}
+
+
+def test_large_images_are_shrunk_to_256():
+    seen = []
+
+    def look(images, output, start):
+        seen.append(images.shape[2:])
+        return lpips_of_pixels(images, output, start)
+
+    PathLengths(Linear(512), look, Latents(0), PathSampling("w", True, False)).rows(0, 1)
+    assert set(seen) == {(256, 256)}
+
+
+def test_slerp():
+    a, b = torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 3.0]])
+    for t, degrees in ((0.0, 0), (1 / 3, 30), (1.0, 90)):
+        expected = [np.cos(np.radians(degrees)), np.sin(np.radians(degrees))]
+        np.testing.assert_allclose(slerp(a, b, torch.tensor([[t]]))[0], expected, atol=1e-6)
+    assert torch.isfinite(slerp(a, a, torch.tensor([[0.5]]))).all()
