@@ -3,9 +3,9 @@
     python benchmarks/coop_stability.py --out=stability --jobs=2
 
 Trains every variant and seed with train.py, one thread each, cooperatively throughout, then
-measures every snapshot. Runs that exist are not repeated. Quality is the Frechet distance between
-hidden activations of a small classifier (scikit-learn's MLP, trained here) on all real digits and
-as many generated ones: comparable within this table only.
+measures every snapshot. Runs that exist are not repeated. Quality is the Frechet distance in the
+features of a small classifier (metrics/train_detector.py, trained here once) between all real
+digits and as many generated ones: comparable within one folder of runs only.
 """
 
 import json
@@ -17,7 +17,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import click
-import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -53,7 +52,7 @@ def main(out, kimg, seeds, jobs, only):
     with ThreadPoolExecutor(jobs) as pool:
         for done in [pool.submit(train, out, data, kimg, *case) for case in cases]:
             done.result()
-    measure = FrechetDistance(data)
+    measure = FrechetDistance(out.resolve(), data.resolve())
     results = [summarise(out, kimg, name, seed, measure) for name, seed in cases]
     (out / "results.json").write_text(json.dumps(results, indent=1))
     click.echo(markdown(results, kimg))
@@ -88,47 +87,31 @@ def train(out, data, kimg, name, seed):
 
 
 class FrechetDistance:
-    """Distance between generated images and all real digits, in features of a small classifier."""
+    """Distance between all real digits and as many images of a snapshot, by a detector of `out`."""
 
-    def __init__(self, data):
-        from sklearn.neural_network import MLPClassifier
+    def __init__(self, out, data):
+        from metrics.evaluation import Evaluation, Settings
+        from metrics.registry import find_metric
+        from metrics.sides import open_files
 
-        from training.dataset import ImageFolderDataset
-
-        dataset = ImageFolderDataset(str(data), use_labels=True)
-        images, labels = zip(*(dataset[i] for i in range(len(dataset))), strict=True)
-        images = np.stack(images).reshape(len(dataset), -1) / 127.5 - 1
-        self._classifier = MLPClassifier([64], max_iter=500, random_state=0)
-        self._classifier.fit(images, np.stack(labels).argmax(axis=1))
-        self._real = self._features(images)
-
-    def _features(self, images):
-        return np.maximum(images @ self._classifier.coefs_[0] + self._classifier.intercepts_[0], 0)
+        detector = out / "digits.pt"
+        if not detector.exists():
+            train = [sys.executable, "-m", "metrics.train_detector", f"--data={data}"]
+            subprocess.run([*train, f"--out={detector}"], check=True, cwd=ROOT)
+        real = open_files(data)
+        self._metric = find_metric("fid50k_full").with_count(real.available(True))
+        self._evaluation = Evaluation(real, Settings(detector=str(detector), noise_mode="const"))
 
     def __call__(self, snapshot):
-        """Frechet distance of as many images of the snapshot's G_ema as there are real ones."""
-        import torch
-
+        """Frechet distance of the snapshot's G_ema."""
         import legacy
+        from metrics.sides import NetworkSide
 
         with open(snapshot, "rb") as file:
-            G = legacy.load_network_pkl(file)["G_ema"]
-        z = torch.from_numpy(np.random.RandomState(0).randn(len(self._real), G.z_dim)).float()
-        with torch.no_grad():
-            images = torch.cat([G(part, None, noise_mode="const") for part in z.split(256)])
-        pixels = (images * 127.5 + 128).clamp(0, 255).floor().flatten(1).numpy()
-        return frechet_distance(self._real, self._features(pixels / 127.5 - 1))
-
-
-def frechet_distance(a, b):
-    """Frechet distance of two sets of features [N, D] as Gaussians (Heusel et al. 2017)."""
-    cov_a, cov_b = np.cov(a.T), np.cov(b.T)
-    values, vectors = np.linalg.eigh(cov_a)
-    root = (vectors * np.sqrt(values.clip(0))) @ vectors.T
-    # trace of the square root of cov_a cov_b, which has the eigenvalues of this symmetric matrix
-    cross = np.sqrt(np.linalg.eigvalsh(root @ cov_b @ root).clip(0)).sum()
-    mean_term = np.square(a.mean(axis=0) - b.mean(axis=0)).sum()
-    return float(mean_term + np.trace(cov_a + cov_b) - 2 * cross)
+            G = legacy.load_network_pkl(file)["G_ema"].requires_grad_(False)
+        generated = NetworkSide(G, None, seed=0, noise_mode="const")
+        [result] = self._evaluation.measure([self._metric], generated)
+        return result.values[result.metric]
 
 
 def summarise(out, kimg, name, seed, measure):
