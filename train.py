@@ -23,6 +23,11 @@ from training.validation import (
 
 DEFAULTS = {f.name: f.default for f in dataclasses.fields(TrainingConfig)}
 DOCS = setting_docs()
+DEFAULT_METRICS = "fid50k_full"
+ON_CPU = (
+    "For numbers of a small detector of your own: python -m metrics.train_detector, then "
+    "--detector=FILE --metrics=fid2k_full"
+)
 
 
 class FloatOrLiteral(click.ParamType):
@@ -74,7 +79,9 @@ OPTIONS = {
         option("--snap", type=int),
         option("--seed", type=int),
         option("--stop-on", callback=names, metavar="LIST"),
-        click.Option(["--metrics"], help="Not available yet; none is accepted", metavar="LIST"),
+        option("--metrics", metavar="LIST"),
+        option("--detector", metavar="PT"),
+        option("--keep", type=int),
     ],
     "Data": [
         option("--data", required=True, metavar="PATH"),
@@ -169,10 +176,12 @@ def main(outdir, dry_run, **options):
       python train.py --data=faces.zip --mirror=1 --snap=10
     """
     logging.basicConfig(format="%(message)s", stream=sys.stdout, force=True)
-    logging.getLogger("training").setLevel(logging.INFO)
+    for name in ("training", "metrics"):
+        logging.getLogger(name).setLevel(logging.INFO)
     given = {name: value for name, value in options.items() if value is not None}
     asked = dict(given)
-    notes = refuse_unavailable(given)
+    refuse_unavailable(given)
+    notes = choose_metrics(given)
     config, dataset = configure(given)
     description = describe_run(dataset.name, config, asked)
     notes += remarks(asked, config)
@@ -182,19 +191,60 @@ def main(outdir, dry_run, **options):
         click.echo("Dry run: nothing was written.")
         return
     resume = read_resume(config)  # a dry run downloads nothing
-    run(config, dataset, make_run_dir(outdir, description), resume)
+    config, measure = open_metrics(config, by_default="metrics" not in asked)
+    run(config, dataset, make_run_dir(outdir, description), resume, measure)
 
 
 def refuse_unavailable(given):
-    """Take the options out of `given` that no code stands behind yet; returns lines to print."""
-    unavailable = {
-        "--metrics": given.pop("metrics", "none") != "none",
-        "--gpus above 1": given.get("gpus", 1) > 1,
-    }
-    names = [name for name, refused in unavailable.items() if refused]
-    if names:
-        raise click.UsageError(f"not available yet: {', '.join(names)}; leave it out")
-    return ["Metrics are not available yet: they are off."]
+    """Refuse options that no code stands behind yet."""
+    if given.get("gpus", 1) > 1:
+        raise click.UsageError("not available yet: --gpus above 1; leave it out")
+
+
+def choose_metrics(given):
+    """Complete and check --metrics in `given`; returns lines to print."""
+    from metrics import MetricError
+    from metrics.registry import parse_metrics
+    from torch_utils.devices import find_device
+
+    notes = []
+    if "metrics" not in given:
+        given["metrics"] = DEFAULT_METRICS
+        if "detector" not in given and str(given.get("device") or find_device()) == "cpu":
+            given["metrics"] = "none"
+            notes = [f"Metrics are off: {DEFAULT_METRICS} would take hours on the CPU. {ON_CPU}"]
+    try:
+        names = [metric.name for metric in parse_metrics(given["metrics"])]
+    except MetricError as error:
+        raise click.UsageError(f"--metrics: {error}") from error
+    given["metrics"] = ",".join(names) or "none"
+    return notes
+
+
+def open_metrics(config, by_default):
+    """What measures the snapshots of a run, or None, and the settings, changed where it is off.
+
+    Metrics that were asked for must be possible before training starts; those that nobody asked
+    for do not stand in its way.
+    """
+    from metrics import MetricError
+    from metrics.evaluation import Settings
+    from metrics.follow import RunMetrics
+
+    if config.metrics in (None, "none"):
+        return config, None
+    settings = Settings(device=config.device, detector=config.detector, verbose=True)
+    kwargs = config.training_set_kwargs()
+    view = {name: kwargs[name] for name in ("max_size", "xflip", "random_seed") if name in kwargs}
+    try:
+        return config, RunMetrics(config.metrics, settings, config.data, **view)
+    except MetricError as error:
+        if not by_default:
+            raise click.ClickException(
+                f"{error}; or leave metrics out by --metrics=none"
+            ) from error
+        click.echo(f"Metrics are off: {error}.")
+        return dataclasses.replace(config, metrics="none"), None
 
 
 def machine_settings(given):
@@ -240,7 +290,7 @@ def read_resume(config):
         raise click.ClickException(str(error)) from error
 
 
-def run(config, dataset, run_dir, resume):
+def run(config, dataset, run_dir, resume, measure):
     """Train in a fresh run folder; errors that a user can mend end in one line."""
     from training.diagnostics import SymptomError
     from training.divergence import DivergenceError
@@ -251,7 +301,7 @@ def run(config, dataset, run_dir, resume):
     training = None
     try:
         with log_to(run_dir / "log.txt"):
-            training = TrainingRun(config, dataset, run_dir, resume)
+            training = TrainingRun(config, dataset, run_dir, resume, measure)
             click.echo(f"Run folder: {run_dir}")
             (run_dir / "training_options.json").write_text(config.to_json())
             training.train()

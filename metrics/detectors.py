@@ -77,15 +77,19 @@ class Detector:
         require_finite(rows, start, "the detector's output for image")
         return rows
 
-    def _arguments(self, output: str) -> dict[str, Any]:
-        wanted, known = _ARGUMENTS[output], self._known_arguments()
-        needed = next(iter(wanted))
-        if needed not in known:
+    def require_output(self, output: str) -> None:
+        """Raise MetricError where the network cannot give an output."""
+        needed = next(iter(_ARGUMENTS[output]))
+        if needed not in self._known_arguments():
             raise MetricError(
                 f"detector {self.source} has no {output}: its forward() takes no {needed}"
             )
+
+    def _arguments(self, output: str) -> dict[str, Any]:
+        self.require_output(output)
+        known = self._known_arguments()
         # resize_images is the VGG file's own: without it, it would shrink images to 224 pixels.
-        return {key: value for key, value in wanted.items() if key in known}
+        return {key: value for key, value in _ARGUMENTS[output].items() if key in known}
 
     def _known_arguments(self) -> set[str]:
         schema = getattr(self.module.forward, "schema", None)

@@ -87,7 +87,11 @@ class Evaluation:
         for need in plan:
             for side, request in need.requests():
                 wanted[side, request].add(need.metric.statistic)
-        self._load_detectors(plan, generated)
+        for need in plan:
+            sides = self._sides(need, generated)
+            if any(side.needs_detector for side in sides):
+                self.load_detectors([need.metric])
+            _require_same_detector(sides, self._detectors.get(need.metric.detector))
         with repeatable(self._settings.device):
             made: dict[Request, Collected | None] = {}
             results = [self._measure(need, wanted, generated, made) for need in plan]
@@ -147,15 +151,17 @@ class Evaluation:
             title="real images" if side is self._real else "generated images",
         )
 
-    def _load_detectors(self, plan: "list[_Need]", generated: Side) -> None:
-        """Detectors of all metrics, before anything is computed."""
-        for need in plan:
-            sides, standard = self._sides(need, generated), need.metric.detector
-            if any(side.needs_detector for side in sides) and standard not in self._detectors:
-                self._detectors[standard] = load_detector(
-                    standard, self._settings.detector, torch.device(self._settings.device)
+    def load_detectors(self, metrics: Sequence[Metric]) -> None:
+        """Load the detectors of these metrics, which measure() otherwise does.
+
+        Raises MetricError where one cannot be had or lacks an output that a metric needs.
+        """
+        for metric in metrics:
+            if metric.detector not in self._detectors:
+                self._detectors[metric.detector] = load_detector(
+                    metric.detector, self._settings.detector, torch.device(self._settings.device)
                 )
-            _require_same_detector(sides, self._detectors.get(standard))
+            self._detectors[metric.detector].require_output(metric.output)
 
     def _sides(self, need: "_Need", generated: Side) -> list[Side]:
         return [generated] if need.real is None else [generated, self._real]

@@ -9,6 +9,7 @@ from typing import Any
 
 from dnnlib.util import atomic_write
 from metrics.evaluation import Result
+from training.metric_records import read_records
 from training.reporting import format_time
 
 __all__ = ["append_result", "describe", "json_line", "keep_best", "run_dir_of"]
@@ -72,10 +73,11 @@ def keep_best(run_dir: Path, result: Result, snapshot: Path) -> list[Path]:
     Call it after append_result(): the run's earlier values are read from its JSON lines, so that
     a run that is continued remembers. Returns the files written. Raises OSError.
     """
-    history = _read_values(run_dir / f"metric-{result.metric}.jsonl")[:-1]
+    history = read_records(run_dir / f"metric-{result.metric}.jsonl")[:-1]
     written = []
     for name, sign in result.better.items():
-        earlier = [values[name] for values in history if _is_number(values.get(name))]
+        values = [record.get("results", {}).get(name) for record in history]
+        earlier = list(filter(_is_number, values))
         best = {"lower": min, "higher": max}[sign]
         if not earlier or best([result.values[name], *earlier]) != best(earlier):
             path = run_dir / f"network-best-{name}.pkl"
@@ -83,18 +85,6 @@ def keep_best(run_dir: Path, result: Result, snapshot: Path) -> list[Path]:
                 shutil.copyfileobj(source, target)
             written.append(path)
     return written
-
-
-def _read_values(path: Path) -> list[dict[str, Any]]:
-    """The results of a file of JSON lines; a line that was cut off counts as none."""
-    found = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            values = json.loads(line)["results"]
-        except (ValueError, KeyError, TypeError):
-            values = {}
-        found.append(values if isinstance(values, dict) else {})
-    return found
 
 
 def _is_number(value: Any) -> bool:

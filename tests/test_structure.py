@@ -108,7 +108,6 @@ NOT_SETTINGS = {
     "dry_run",  # whether at all
     "fp32",  # num_fp16_res
     "nobench",  # cudnn_benchmark
-    "metrics",  # not available yet
 }
 
 

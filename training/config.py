@@ -54,6 +54,18 @@ class TrainingConfig:
     stop_on: tuple[str, ...] = setting(
         f"stop, with exit status 3, at a symptom that is else warned of: {', '.join(SYMPTOMS)}", ()
     )
+    keep: int | None = setting(
+        "newest snapshots to keep, beside the best and that of the stage switch; None: all", None
+    )
+    metrics: str | None = setting(
+        "metrics of every snapshot, comma-separated, or none; None: fid50k_full on CUDA or with "
+        "--detector, else none",
+        None,
+    )
+    detector: str | None = setting(
+        "network in place of the metrics' standard ones: TorchScript file, URL or torch-fidelity",
+        None,
+    )
 
     # Networks
     z_dim: int = setting("size of the latent z")

@@ -4,6 +4,8 @@ import html
 import json
 from pathlib import Path
 
+from training.metric_records import metrics_by_kimg
+
 TEMPLATE = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title>
 <style>
@@ -21,6 +23,7 @@ td, th {{ text-align: left; padding: 0 1.5rem 0 0; font-size: .9rem }}
 {notes}
 <h2>Learning curves</h2>
 <img class="curves" src="learning-curves.png" alt="learning curves">
+{metrics}
 <h2>Pictures</h2>
 <p>A part of each; click to see all of it.</p>
 <div class="pictures">
@@ -29,6 +32,9 @@ td, th {{ text-align: left; padding: 0 1.5rem 0 0; font-size: .9rem }}
 <details><summary>Settings</summary><table>{settings}</table></details>
 </body></html>
 """
+METRICS = """<h2>Metrics</h2>
+<table><tr><th>kimg</th>{head}</tr>
+{rows}</table>"""
 FIGURE = """<figure><figcaption>{title}</figcaption>
 <a href="{name}"><img src="{name}" alt="{title}"></a></figure>"""
 
@@ -51,12 +57,26 @@ def save_page(run_dir, notes=()):
         title=_text(run_dir.name),
         summary=_text(_summary(settings)),
         notes="\n".join(f'<p class="note">{_text(note)}</p>' for note in notes),
+        metrics=_metrics_table(metrics_by_kimg(run_dir)),
         pictures="\n".join(
             FIGURE.format(title=_text(title), name=name) for title, name in pictures
         ),
         settings="".join(rows),
     )
     (run_dir / "index.html").write_text(page, encoding="utf-8")
+
+
+def _metrics_table(measured):
+    """A row a snapshot, a column a number; nothing where no metrics were measured."""
+    names = list(dict.fromkeys(name for numbers in measured.values() for name in numbers))
+    if not names:
+        return ""
+    rows = []
+    for kimg, numbers in measured.items():
+        cells = [f"{numbers[name]:.4g}" if name in numbers else "" for name in names]
+        rows.append("".join(f"<td>{cell}</td>" for cell in [kimg, *cells]))
+    head = "".join(f"<th>{_text(name)}</th>" for name in names)
+    return METRICS.format(head=head, rows="".join(f"<tr>{row}</tr>\n" for row in rows))
 
 
 def _summary(settings):

@@ -132,6 +132,12 @@ class Reporter:
         self._tick_start = now
         return collected
 
+    def metrics(self, values, nimg):
+        """Write numbers {name: value} that were measured of a snapshot to TensorBoard."""
+        for name, value in values.items():
+            self._events.add_scalar(f"Metrics/{name}", value, global_step=nimg // 1000)
+        self._events.flush()
+
     def maintained(self):
         """Call when the work between two ticks (snapshots, images) is over."""
         now = time.monotonic()

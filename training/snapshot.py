@@ -4,6 +4,7 @@ import copy
 import io
 import pickle
 from os import PathLike
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,6 +18,7 @@ __all__ = [
     "image_grid",
     "pixels",
     "quantize",
+    "remove_old_snapshots",
     "save_image_grid",
     "save_snapshot",
     "snapshot_grid",
@@ -54,6 +56,16 @@ def save_snapshot(
     with atomic_write(path) as file:
         # Protocol 4 is the newest that Python 3.7, which the official repo asks for, can read.
         pickle.dump(data, file, protocol=4)
+
+
+def remove_old_snapshots(
+    run_dir: str | PathLike, keep: int, spare: str | PathLike | None = None
+) -> None:
+    """Remove all ``network-snapshot-*.pkl`` of a run folder but the newest and ``spare``."""
+    snapshots = sorted(Path(run_dir).glob("network-snapshot-*.pkl"))
+    for path in snapshots[:-keep]:
+        if spare is None or path != Path(spare):
+            path.unlink(missing_ok=True)
 
 
 def _frozen_copy(module: torch.nn.Module) -> torch.nn.Module:

@@ -18,7 +18,7 @@ from training.ema import ema_decay, update_ema
 from training.page import save_page
 from training.reporting import Reporter
 from training.run_images import RunImages
-from training.snapshot import save_snapshot
+from training.snapshot import remove_old_snapshots, save_snapshot
 from training.stages import build_stages, enter_stage, run_phase
 from training.state import create_state
 
@@ -47,12 +47,15 @@ class TrainingRun:
         dataset: The opened `ImageFolderDataset` that `config` describes.
         run_dir: Existing, empty folder that everything is written into.
         resume: Networks of a snapshot (`legacy.load_network_pkl`) to start from, or None.
+        measure: Function (G_ema, path of its snapshot) that returns numbers by name, or None.
     """
 
-    def __init__(self, config, dataset, run_dir, resume=None):
+    def __init__(self, config, dataset, run_dir, resume=None, measure=None):
         device = prepare_device(config)
         self.config = config
         self.run_dir = Path(run_dir)
+        self.measure = measure
+        self.stage_switch = None  # snapshot at the end of the first stage
         self.stats = TrainingStats()
         self.state = create_state(config, dataset, device, resume)
         self.coop, self.adversarial = build_stages(config, self.state, self.stats.report)
@@ -144,16 +147,27 @@ class TrainingRun:
         self.guard.check(self.state, self.stage.name, collected, self.save_networks)
         self.diagnostics.check(collected, self.save_networks)
         if self.stage_is_over() or tick % self.config.snap == 0:
-            self.save_networks()
+            self.after_snapshot(self.save_networks())
         self.reporter.maintained()
 
     def save_networks(self):
-        """Write a network snapshot and the images of its generator, named by kimg."""
+        """Write a snapshot and the images of its generator, named by kimg; returns its path."""
         name = f"{self.state.nimg // 1000:06d}"
         self.images.save_fakes(self.state.G_ema, f"fakes{name}.png")
+        path = self.run_dir / f"network-snapshot-{name}.pkl"
         save_snapshot(
-            self.run_dir / f"network-snapshot-{name}.pkl",
+            path,
             **self.state.nets_of_snapshot(),
             augment_pipe=self.state.augment_pipe,
             training_set_kwargs=self.config.training_set_kwargs(),
         )
+        return path
+
+    def after_snapshot(self, path):
+        """Measure the generator that was saved as `path`, and remove snapshots that are too old."""
+        if self.measure is not None:
+            self.reporter.metrics(self.measure(self.state.G_ema, path), self.state.nimg)
+        if self.stage_is_over() and not self.done:
+            self.stage_switch = path
+        if self.config.keep is not None:
+            remove_old_snapshots(self.run_dir, self.config.keep, spare=self.stage_switch)

@@ -52,8 +52,10 @@ def _range_problems(config):
     for name, low in at_least.items():
         if getattr(config, name) < low:
             yield f"{flag(name)} must be at least {low}, not {getattr(config, name)}"
-    if config.subset is not None and config.subset < 1:
-        yield f"--subset must be at least 1, not {config.subset}"
+    for name in ("subset", "keep"):
+        value = getattr(config, name)
+        if value is not None and value < 1:
+            yield f"{flag(name)} must be at least 1, not {value}"
     if not 0 <= config.seed < 2**32:
         yield f"--seed must be from 0 to 2^32 - 1, not {config.seed}"
 
@@ -167,6 +169,8 @@ def contradictions(given, values):
         yield f"--target needs --aug=ada; here it is {aug}"
     if "augpipe" in given and aug == "noaug":
         yield "--augpipe needs --aug=ada or fixed; here it is noaug"
+    if "detector" in given and values["metrics"] == "none":
+        yield "--detector needs --metrics; here they are none"
     if {"lr", "lr_g", "lr_d"} <= given.keys():
         yield "--lr has no effect beside --lr-g and --lr-d: leave one of them out"
     if given.get("coop_noise") == "literal" and "coop_noise_schedule" in given:

@@ -5,6 +5,8 @@ import numpy as np
 from metrics.moments import Moments
 from metrics.registry import register
 
+# torch is imported inside functions: the registry must stay cheap to import.
+
 
 @register("fid{n}_full", detector="inception", full=True, better={"": "lower"})
 @register("fid{n}", detector="inception", num_real=50_000, better={"": "lower"})
@@ -27,11 +29,28 @@ def frechet_distance(a: Moments, b: Moments) -> float:
 def trace_of_root(a: np.ndarray, b: np.ndarray) -> float:
     """Trace of the matrix square root of a b, for covariances float64 [D, D].
 
-    a b has the eigenvalues of the symmetric a^(1/2) b a^(1/2), which are real and not negative; a
-    general matrix square root of a b can fail where a or b is singular, this cannot.
+    With a = F F^T, the product a b has the eigenvalues of the symmetric F^T b F, which are real and
+    not negative; a general matrix square root of a b is slower, and can fail where a or b is
+    singular. F is a Cholesky factor of either covariance, or made of eigenvectors where both are
+    singular.
     """
-    values, vectors = np.linalg.eigh(a)
-    root = (vectors * np.sqrt(values.clip(0))) @ vectors.T
-    product = root @ b @ root
-    eigenvalues = np.linalg.eigvalsh((product + product.T) / 2)
-    return float(np.sqrt(eigenvalues.clip(0)).sum())
+    import torch
+
+    a, b = torch.from_numpy(a), torch.from_numpy(b)
+    factor, other = _cholesky(a), b
+    if factor is None:
+        factor, other = _cholesky(b), a
+    if factor is None:
+        values, vectors = torch.linalg.eigh(a)
+        factor, other = vectors * values.clamp(min=0).sqrt(), b
+    product = factor.T @ other @ factor
+    eigenvalues = torch.linalg.eigvalsh((product + product.T) / 2)
+    return float(eigenvalues.clamp(min=0).sqrt().sum())
+
+
+def _cholesky(matrix):
+    """Lower triangular factor, or None where the matrix is singular."""
+    import torch
+
+    factor, failed = torch.linalg.cholesky_ex(matrix)
+    return None if failed else factor

@@ -1,0 +1,65 @@
+"""Metrics of a run while it trains."""
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from dnnlib.util import first_line
+from metrics import MetricError
+from metrics.evaluation import Evaluation, Settings
+from metrics.job import choose_batch
+from metrics.registry import parse_metrics
+from metrics.report import append_result, describe, json_line, keep_best
+from metrics.sides import FileSide, NetworkSide
+from metrics.sources import ImageFiles
+
+__all__ = ["RunMetrics"]
+
+logger = logging.getLogger(__name__)
+
+
+class RunMetrics:
+    """Measures the generator of every snapshot, records the results and keeps the best ones.
+
+    names: comma-separated metrics; data: path of the data set; max_size, xflip, random_seed: what
+    training uses of it; settings: how to measure, but for the batch. Opens the data and loads the
+    detectors. Raises MetricError.
+    """
+
+    def __init__(self, names: str, settings: Settings, data: str, **view) -> None:
+        self._metrics = parse_metrics(names)
+        self._files = ImageFiles(data, **view)
+        batch = choose_batch(self._files.size, settings.device)
+        self._settings = replace(settings, batch=batch)
+        self._evaluation = Evaluation(FileSide(self._files), self._settings)
+        self._evaluation.load_detectors(self._metrics)
+        self._labels: dict | None = None
+
+    def __call__(self, G_ema: torch.nn.Module, snapshot: Path) -> dict[str, float]:
+        """Measure `G_ema`, which was just saved as `snapshot` in its run folder.
+
+        Returns the numbers by name; {} and a warning where they cannot be had, since training is
+        worth more than its measurement.
+        """
+        try:
+            return self._measure(G_ema, snapshot)
+        except (MetricError, OSError) as error:
+            logger.warning("No metrics of %s: %s", snapshot.name, first_line(error))
+            return {}
+
+    def _measure(self, G_ema: torch.nn.Module, snapshot: Path) -> dict[str, float]:
+        if G_ema.c_dim > 0 and self._labels is None:
+            self._labels = {full: self._files.labels(full) for full in (True, False)}
+        seed, noise_mode = self._settings.seed, self._settings.noise_mode
+        generated = NetworkSide(G_ema, self._labels, seed, noise_mode)
+        numbers = {}
+        for result in self._evaluation.measure(self._metrics, generated):
+            for line in describe(result):
+                logger.info("%s", line)
+            line = json_line(result, str(snapshot), snapshot.parent)
+            append_result(snapshot.parent, result, line)
+            keep_best(snapshot.parent, result, snapshot)
+            numbers |= {k: v for k, v in result.values.items() if isinstance(v, int | float)}
+        return numbers
