@@ -27,11 +27,20 @@ install: .venv/installed
 $(DEMO)/digits.zip: | install
 	$(BIN)/python dataset_tool.py --source=digits --dest=$@
 
-demo: install $(DEMO)/digits.zip
+$(DEMO)/digits.pt: $(DEMO)/digits.zip | install
+	$(BIN)/python -m metrics.train_detector --data=$< --out=$@ --seconds=20
+
+demo: install $(DEMO)/digits.zip $(DEMO)/digits.pt
 	$(BIN)/python train.py --data=$(DEMO)/digits.zip --outdir=$(DEMO)/runs --cfg=digits \
-	  --coop-kimg=28 --kimg=40 --gamma=2 --aug=noaug --snap=5 --workers=1
+	  --coop-kimg=28 --kimg=40 --gamma=2 --aug=noaug --snap=5 --workers=1 \
+	  --metrics=fid2k_full --detector=$(DEMO)/digits.pt
 	$(BIN)/python generate.py --network=$$(ls -t $(DEMO)/runs/*/network-snapshot-*.pkl | head -1) \
 	  --seeds=0-63 --grid --outdir=$(DEMO)/images
+	@for kimg in 28 40; do \
+	  echo; echo "After $$kimg kimg:"; \
+	  $(BIN)/python calc_metrics.py --metrics=fid2k_full,classes2k_full --detector=$(DEMO)/digits.pt \
+	    --network=$$(ls -td $(DEMO)/runs/*/ | head -1)network-snapshot-0000$$kimg.pkl > /dev/null || exit 1; \
+	done
 	@echo
 	@echo "Open $$(ls -td $(DEMO)/runs/*/ | head -1)index.html (curves, pictures) and $(DEMO)/images/grid.png (64 new digits)."
 	@echo "Next: the same with --coop-kimg=0, to see what the cooperative stage does; or your own images:"

@@ -23,11 +23,6 @@ from training.validation import (
 
 DEFAULTS = {f.name: f.default for f in dataclasses.fields(TrainingConfig)}
 DOCS = setting_docs()
-DEFAULT_METRICS = "fid50k_full"
-ON_CPU = (
-    "For numbers of a small detector of your own: python -m metrics.train_detector, then "
-    "--detector=FILE --metrics=fid2k_full"
-)
 
 
 class FloatOrLiteral(click.ParamType):
@@ -191,7 +186,8 @@ def main(outdir, dry_run, **options):
         click.echo("Dry run: nothing was written.")
         return
     resume = read_resume(config)  # a dry run downloads nothing
-    config, measure = open_metrics(config, by_default="metrics" not in asked)
+    by_default = not {"metrics", "detector"} & asked.keys()
+    config, measure = open_metrics(config, by_default)
     run(config, dataset, make_run_dir(outdir, description), resume, measure)
 
 
@@ -205,20 +201,29 @@ def choose_metrics(given):
     """Complete and check --metrics in `given`; returns lines to print."""
     from metrics import MetricError
     from metrics.registry import parse_metrics
-    from torch_utils.devices import find_device
 
     notes = []
     if "metrics" not in given:
-        given["metrics"] = DEFAULT_METRICS
-        if "detector" not in given and str(given.get("device") or find_device()) == "cpu":
-            given["metrics"] = "none"
-            notes = [f"Metrics are off: {DEFAULT_METRICS} would take hours on the CPU. {ON_CPU}"]
+        given["metrics"], notes = metrics_by_default(given)
     try:
         names = [metric.name for metric in parse_metrics(given["metrics"])]
     except MetricError as error:
         raise click.UsageError(f"--metrics: {error}") from error
     given["metrics"] = ",".join(names) or "none"
     return notes
+
+
+def metrics_by_default(given):
+    """Metrics where the user names none, and lines to print about them."""
+    from torch_utils.devices import find_device
+
+    on_cpu = (given.get("device") or str(find_device())) == "cpu"
+    if "detector" in given or not on_cpu:
+        return "fid50k_full", []
+    return "none", [
+        "Metrics are off: fid50k_full would take hours on the CPU. For numbers of a small detector "
+        "of your own: python -m metrics.train_detector, then --detector=FILE --metrics=fid2k_full"
+    ]
 
 
 def open_metrics(config, by_default):

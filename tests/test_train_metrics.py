@@ -1,0 +1,213 @@
+"""Metrics during training."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from metrics import follow
+from metrics.evaluation import Settings
+from metrics.job import Job, run_job
+from tests import tiny
+from tests.train_cli import SMALL, invoke, refused, snapshot, trained
+from torch_utils.distributed import Processes
+
+COMMON = ("--kimg=2", "--coop-kimg=1", "--coop-steps=1", "--batch=100", "--gamma=0", "--snap=1")
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("files")
+    return {
+        "data": tiny.write_data(folder / "tiny.zip", count=40),
+        "detector": tiny.write_detector(folder / "own.pt"),
+    }
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("DNNLIB_CACHE_DIR", str(tmp_path / "cache"))
+
+
+@pytest.fixture(scope="module")
+def first(files, tmp_path_factory):
+    """A conditional run through both stages with metrics of every snapshot."""
+    folder = tmp_path_factory.mktemp("first")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DNNLIB_CACHE_DIR", str(folder / "cache"))
+        return trained(
+            f"--data={files['data']}", f"--outdir={folder / 'runs'}", "--cond=1", *COMMON,
+            f"--detector={files['detector']}", "--metrics=fid20_full,pr203,classes20_full",
+        )  # fmt: skip
+
+
+def records(run_dir, name):
+    lines = (run_dir / f"metric-{name}.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def test_every_snapshot_is_measured(first):
+    run_dir, output = first
+    names = sorted(path.name for path in run_dir.glob("network-snapshot-*.pkl"))
+    assert names == [f"network-snapshot-{kimg:06d}.pkl" for kimg in (0, 1, 2)]
+    found = records(run_dir, "fid20_full@own")
+    assert [record["snapshot_pkl"] for record in found] == names
+    assert "fid20_full@own " in output and "classes20_full_covered@own " in output
+
+
+def test_calc_metrics_finds_the_same_numbers(first, files):
+    run_dir, _ = first
+    last = records(run_dir, "fid20_full@own")[-1]
+    settings = Settings(detector=files["detector"])
+    job = Job(("fid20_full",), str(run_dir / last["snapshot_pkl"]), settings=settings)
+    [result] = run_job(Processes(), job)
+    assert result.values["fid20_full@own"] == pytest.approx(
+        last["results"]["fid20_full@own"], rel=1e-6
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "best"),
+    [
+        ("fid20_full@own", "fid20_full@own", min),
+        ("pr203@own", "pr203_recall@own", max),
+        ("classes20_full@own", "classes20_full_kl@own", min),
+    ],
+)
+def test_the_best_snapshot_is_kept(first, name, value, best):
+    run_dir, _ = first
+    found = {r["snapshot_pkl"]: r["results"][value] for r in records(run_dir, name)}
+    winner = next(s for s, number in found.items() if number == best(found.values()))
+    kept = (run_dir / f"network-best-{value}.pkl").read_bytes()
+    assert kept == (run_dir / winner).read_bytes()
+    assert snapshot(run_dir / f"network-best-{value}.pkl")["G_ema"] is not None
+
+
+def test_numbers_in_tensorboard_and_on_the_page(first):
+    run_dir, _ = first
+    events = EventAccumulator(str(run_dir)).Reload()
+    scalars = events.Scalars("Metrics/fid20_full@own")
+    found = [record["results"]["fid20_full@own"] for record in records(run_dir, "fid20_full@own")]
+    assert [scalar.step for scalar in scalars] == [0, 1, 2]
+    assert [scalar.value for scalar in scalars] == pytest.approx(found)
+    page = (run_dir / "index.html").read_text()
+    assert "<h2>Metrics</h2>" in page and f"<td>{found[-1]:.4g}</td>" in page
+    assert "<th>pr203_recall@own</th>" in page
+
+
+def weights(run_dir):
+    return torch.cat([p.flatten() for p in snapshot(run_dir)["G_ema"].parameters()])
+
+
+def test_measuring_does_not_change_training(files, tmp_path):
+    found = []
+    for metrics in (["--metrics=none"], ["--metrics=is20", f"--detector={files['detector']}"]):
+        run_dir, _ = trained(
+            f"--data={files['data']}", f"--outdir={tmp_path}", "--kimg=1", "--snap=1", *metrics
+        )
+        found.append(weights(run_dir / "network-snapshot-000001.pkl"))
+    assert torch.equal(*found)
+
+
+def test_keep(files, tmp_path):
+    options = ("--kimg=9", "--coop-kimg=1", "--coop-steps=1", "--batch=500", "--gamma=0")
+    run_dir, _ = trained(
+        f"--data={files['data']}", f"--outdir={tmp_path}", "--snap=1", "--keep=1", *options
+    )
+    names = sorted(path.name for path in run_dir.glob("network-snapshot-*.pkl"))
+    assert names == ["network-snapshot-000001.pkl", "network-snapshot-000009.pkl"]
+
+
+def test_a_measurement_that_fails_does_not_end_training(files, tmp_path, monkeypatch):
+    def broken(self, metrics, generated):
+        raise follow.MetricError("generated image 3 is not finite")
+
+    monkeypatch.setattr(follow.Evaluation, "measure", broken)
+    run_dir, output = trained(
+        f"--data={files['data']}", f"--outdir={tmp_path}", "--kimg=1", "--metrics=is20",
+        f"--detector={files['detector']}",
+    )  # fmt: skip
+    warning = "No metrics of network-snapshot-000001.pkl: generated image 3 is not finite"
+    assert warning in output and warning in (run_dir / "log.txt").read_text()
+
+
+# ---------------------------------------------------------------------------------------------
+# Before training starts
+
+
+@pytest.fixture
+def offline(monkeypatch):
+    import requests
+
+    def get(*args, **kwargs):
+        raise requests.ConnectionError("no network")
+
+    monkeypatch.setattr(requests, "get", get)
+
+
+def settings_of(output):
+    return json.loads(output.partition("Settings: ")[2].partition("Run: ")[0])
+
+
+@pytest.mark.parametrize(
+    ("options", "metrics"),
+    [
+        ([], "none"),
+        (["--metrics=none"], "none"),
+        (["--metrics=fid50k_full,is50k"], "fid50k_full,is50k"),
+        (["--detector=own.pt"], "fid50k_full"),
+    ],
+)
+def test_which_metrics(files, options, metrics):
+    result = invoke(f"--data={files['data']}", "-n", "--device=cpu", *options)
+    assert result.exit_code == 0 and settings_of(result.output)["metrics"] == metrics
+    assert ("Metrics are off" in result.output) == (not options)
+
+
+def test_metrics_that_were_asked_for_must_be_possible(files, tmp_path, offline):
+    message = refused(
+        f"--data={files['data']}", f"--outdir={tmp_path / 'runs'}", *SMALL,
+        "--metrics=fid50k_full", code=1,
+    )  # fmt: skip
+    assert "inception-2015-12-05.pt" in message and "--metrics=none" in message
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_detector_must_have_what_the_metrics_need(files, tmp_path):
+    torch_file = tmp_path / "text.pt"
+    torch_file.write_text("hello")
+    message = refused(
+        f"--data={files['data']}", f"--outdir={tmp_path / 'runs'}", *SMALL,
+        f"--detector={torch_file}", code=1,
+    )  # fmt: skip
+    assert "no usable TorchScript file" in message and not (tmp_path / "runs").exists()
+
+
+def test_metrics_by_default_do_not_stand_in_the_way(files, tmp_path, offline, monkeypatch):
+    import train
+
+    monkeypatch.setattr(train, "metrics_by_default", lambda given: ("fid50k_full", []))
+    run_dir, output = trained(f"--data={files['data']}", f"--outdir={tmp_path}")
+    assert output.count("Metrics are off: cannot get the detector inception-2015-12-05.pt") == 1
+    assert json.loads((run_dir / "training_options.json").read_text())["metrics"] == "none"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--metrics=fid"], "--metrics: no metric is called 'fid'"),
+        (["--metrics=none", "--detector=a.pt"], "--detector has no effect with --metrics=none"),
+        (["--keep=0"], "--keep must be at least 1, not 0"),
+    ],
+)
+def test_usage(files, options, message):
+    assert message in refused(f"--data={files['data']}", *SMALL, *options, code=2)
+
+
+def test_values_are_finite_numbers(first):
+    run_dir, _ = first
+    for name in ("fid20_full@own", "pr203@own"):
+        for record in records(run_dir, name):
+            assert np.isfinite(list(record["results"].values())).all()
