@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from datetime import date
+from functools import partial
 from pathlib import Path
 
 import click
@@ -113,18 +114,19 @@ def features():
         save_detector(Classifier(10, 1, 16, 16).eval(), f"{folder}/digits.pt")
         cpu = torch.device("cpu")
         detector = load_detector("inception", f"{folder}/digits.pt", cpu)
+        look = partial(detector, output="features")
         files = ImageFiles(data)
         config = TrainingConfig.from_options(
             {"data": data, "cfg": "digits", "device": "cpu"}, resolution=16
         )
         G = create_state(config, ImageFolderDataset(data), cpu).G_ema
         sides = {
-            "files": files.producer(detector, "features", files.view(True)),
-            "generated": GeneratedFeatures(G, detector, Latents(), "features"),
+            "files": files.producer([look], files.view(True)),
+            "generated": GeneratedFeatures(G, [look], Latents()),
         }
         rates = {}
         for name, producer in sides.items():
-            taken, _ = seconds(lambda p=producer: collect(p, 1792, {"moments"}), repeats=3)
+            taken, _ = seconds(lambda p=producer: collect(p, 1792, [{"moments"}]), repeats=3)
             rates[f"{name}_images_a_second"] = 1792 / taken
     rows = np.random.RandomState(0).randn(4096, DIM_INCEPTION).astype(np.float32)
     taken, _ = seconds(lambda: MomentsAccumulator().add(rows))

@@ -2,9 +2,10 @@
 
 import contextlib
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from metrics.cache import cache_file, read_cached, write_cached
 from metrics.detectors import Detector, load_detector
 from metrics.features import Collected, collect
 from metrics.registry import ComputeSettings, Metric
-from metrics.sides import FeatureSide, Request, Side
+from metrics.sides import FeatureSide, Images, Output, Side
 from torch_utils.distributed import Processes
 
 __all__ = ["Evaluation", "Result", "Settings", "comparison_warnings", "progress_bars"]
@@ -72,84 +73,107 @@ class Evaluation:
         self._settings = settings
         self._processes = processes or Processes()
         self._detectors: dict[str, Detector] = {}
-        self._real_collected: dict[Request, Collected | None] = {}
+        self._known: _Vectors = {}  # of the real side
         show = settings.verbose and self._processes.first
         self._progress = progress_bars(show)
 
     def measure(self, metrics: Sequence[Metric], generated: Side) -> list[Result] | None:
         """Results in the order of the metrics; None but on the first process.
 
-        Raises MetricError before anything is computed where a side lacks what a metric needs, and
-        later for images that are damaged or not finite.
+        Images that several metrics need are made once. Raises MetricError before anything is
+        computed where a side lacks what a metric needs, and later for images that are damaged or
+        not finite.
         """
         plan = [_needs(metric, self._real, generated) for metric in metrics]
-        wanted: dict[tuple[str, Request], set[str]] = defaultdict(set)
-        for need in plan:
-            for side, request in need.requests():
-                wanted[side, request].add(need.metric.statistic)
         for need in plan:
             sides = self._sides(need, generated)
             if any(side.needs_detector for side in sides):
                 self.load_detectors([need.metric])
             _require_same_detector(sides, self._detectors.get(need.metric.detector))
+        wanted: _Wanted = {"real": {}, "generated": {}}
+        for need in plan:
+            for side, images in need.sides():
+                outputs = wanted[side].setdefault(images, {})
+                outputs.setdefault(need.output, set()).add(need.metric.statistic)
         with repeatable(self._settings.device):
-            made: dict[Request, Collected | None] = {}
+            made: _Vectors = {}
             results = [self._measure(need, wanted, generated, made) for need in plan]
         return results if self._processes.first else None
 
-    def _measure(self, need, wanted, generated, made) -> Result | None:
+    def _measure(
+        self, need: "_Need", wanted: "_Wanted", generated: Side, made: "_Vectors"
+    ) -> Result | None:
         start = time.monotonic()
-        request = need.generated
-        if request not in made:
-            made[request] = self._collect(generated, request, wanted["generated", request])
-        real = None
+        if (need.generated, need.output) not in made:
+            outputs = wanted["generated"][need.generated]
+            made |= self._collect(generated, need.generated, outputs)
         if need.real is not None:
-            real = self._collect_real(need.real, wanted["real", need.real])
+            self._collect_real(need.real, wanted["real"][need.real])
         if not self._processes.first:
             return None
         settings = ComputeSettings(
             self._settings.memory_bytes, self._settings.device, self._progress
         )
+        vectors = made[need.generated, need.output]
+        real = None if need.real is None else self._known[need.real, need.output]
         if real is not None:
-            _require_equal_width(real, made[request])
-        values = need.metric.compute(real, made[request], settings)
+            _require_equal_width(real, vectors)
+        values = need.metric.compute(real, vectors, settings)
         return self._result(need, values, generated, time.monotonic() - start)
 
-    def _collect_real(self, request: Request, wanted: set[str]) -> Collected | None:
-        if request not in self._real_collected:
-            identity = self._real.identity(request) if self._processes.first else None
-            path, found = None, None
-            if identity is not None and self._settings.cache:
-                path = cache_file(self._cache_key(request, wanted, identity))
-                found = read_cached(path, wanted)
-            if self._processes.share(found is not None):
-                self._real_collected[request] = found
-            else:
-                made = self._collect(self._real, request, wanted)
-                self._real_collected[request] = made
-                if path is not None:
-                    write_cached(path, made)
-        return self._real_collected[request]
+    def _collect_real(self, images: Images, outputs: dict[Output, set[str]]) -> None:
+        """Put vectors of the real side among the known ones, from the cache where it has them."""
+        unknown = {o: wanted for o, wanted in outputs.items() if (images, o) not in self._known}
+        if not unknown:
+            return
+        paths = self._cache_files(images, unknown) if self._processes.first else {}
+        found = {output: read_cached(path, unknown[output]) for output, path in paths.items()}
+        cached = self._processes.share([output for output in found if found[output] is not None])
+        self._known |= {(images, output): found.get(output) for output in cached}
+        missing = {output: wanted for output, wanted in unknown.items() if output not in cached}
+        if missing:
+            made = self._collect(self._real, images, missing)
+            self._known |= made
+            for output in missing:
+                if output in paths:
+                    write_cached(paths[output], made[images, output])
 
-    def _cache_key(self, request: Request, wanted: set[str], identity: dict) -> dict[str, Any]:
+    def _cache_files(self, images: Images, outputs: dict[Output, set[str]]) -> dict[Output, Path]:
+        identity = self._real.identity(images)
+        if identity is None or not self._settings.cache:
+            return {}
         return {
-            **identity,
-            "detector": self._detectors[request.standard].sha256,
-            "output": request.output,
-            "count": request.count,
-            "statistics": sorted(wanted),
+            output: cache_file(
+                {
+                    **identity,
+                    "detector": self._detectors[output.standard].sha256,
+                    "output": output.output,
+                    "count": images.count,
+                    "statistics": sorted(wanted),
+                }
+            )
+            for output, wanted in outputs.items()
         }
 
-    def _collect(self, side: Side, request: Request, wanted: set[str]) -> Collected | None:
-        return collect(
-            side.producer(request, self._detectors.get(request.standard)),
-            request.count,
-            wanted,
+    def _collect(self, side: Side, images: Images, outputs: dict[Output, set[str]]) -> "_Vectors":
+        looks = [
+            partial(self._detectors[output.standard], output=output.output)
+            if side.needs_detector
+            else None
+            for output in outputs
+        ]
+        found = collect(
+            side.producer(images, looks),
+            images.count,
+            list(outputs.values()),
             batch=self._settings.batch,
             processes=self._processes,
             progress=self._progress,
             title="real images" if side is self._real else "generated images",
         )
+        if found is None:
+            found = [None] * len(outputs)
+        return {(images, output): item for output, item in zip(outputs, found, strict=True)}
 
     def load_detectors(self, metrics: Sequence[Metric]) -> None:
         """Load the detectors of these metrics, which measure() otherwise does.
@@ -195,36 +219,41 @@ class Evaluation:
         return label, {"name": name, "sha256": detector.sha256, "source": detector.source}
 
 
+_Vectors = dict[tuple[Images, Output], Collected | None]  # None but on the first process
+_Wanted = dict[str, dict[Images, dict[Output, set[str]]]]  # by side: which statistics of what
+
+
 @dataclass(frozen=True)
 class _Need:
     """What one metric asks of the two sides."""
 
     metric: Metric
-    generated: Request
-    real: Request | None
+    output: Output
+    generated: Images
+    real: Images | None
 
-    def requests(self) -> Iterator[tuple[str, Request]]:
-        """Both requests with the names of their sides."""
+    def sides(self) -> Iterator[tuple[str, Images]]:
+        """The images with the names of their sides."""
         yield "generated", self.generated
         if self.real is not None:
             yield "real", self.real
 
 
 def _needs(metric: Metric, real: Side | None, generated: Side) -> _Need:
+    """Raises MetricError where a side lacks what the metric needs."""
+    generated.require(metric.output, metric.path)
     full = metric.full if generated.distinguishes(metric.full) else True
     available = generated.available(True)
     count = metric.num_generated if available is None else min(metric.num_generated, available)
-    request = Request(metric.detector, metric.output, count, full, metric.path)
-    generated.producer(request, None)  # refuses what it cannot do
+    images, output = Images(count, full, metric.path), Output(metric.detector, metric.output)
     if metric.num_real == 0:
-        return _Need(metric, request, None)
+        return _Need(metric, output, images, None)
     if real is None:
         raise MetricError(f"{metric.name} needs real images: give them by --data or --real")
+    real.require(metric.output)
     full = metric.full if real.distinguishes(metric.full) else True
     count = min(metric.num_real or real.available(full), real.available(full))
-    real_request = Request(metric.detector, metric.output, count, full)
-    real.producer(real_request, None)
-    return _Need(metric, request, real_request)
+    return _Need(metric, output, images, Images(count, full))
 
 
 def _require_same_detector(sides: list[Side], detector: Detector | None) -> None:

@@ -1,6 +1,6 @@
 """From a producer of feature vectors to what metrics are computed from."""
 
-from collections.abc import Callable, Iterable, Set
+from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -10,17 +10,23 @@ from metrics import MetricError
 from metrics.moments import Moments, MomentsAccumulator
 from torch_utils.distributed import Processes
 
-__all__ = ["Collected", "Producer", "collect", "require_finite"]
+__all__ = ["Collected", "Look", "Producer", "collect", "require_finite"]
+
+Look = Callable[..., np.ndarray]
+"""look(images, start=index of the first) -> vectors [n, D]: a detector and one of its outputs."""
 
 
 class Producer(Protocol):
-    """Makes one feature vector for each index; the same one whatever else is asked for."""
+    """Makes feature vectors of each index, some kinds at once; the same ones in any batch."""
 
     def prepare(self, start: int, stop: int) -> None:
         """Hint that these will be asked for next."""
 
-    def rows(self, start: int, stop: int) -> np.ndarray:
-        """Vectors [stop - start, D], float32. Raises MetricError naming an index that is bad."""
+    def rows(self, start: int, stop: int) -> list[np.ndarray]:
+        """Vectors [stop - start, D], float32, of every kind.
+
+        Raises MetricError naming an index that is bad.
+        """
 
 
 @dataclass(frozen=True)
@@ -32,45 +38,56 @@ class Collected:
     rows: np.ndarray | None = None
 
 
+class _Collector:
+    """Takes vectors of one kind in order and keeps the statistics that are wanted."""
+
+    def __init__(self, wanted: Set[str]) -> None:
+        self._moments = MomentsAccumulator() if "moments" in wanted else None
+        self._rows: list[np.ndarray] | None = [] if "rows" in wanted else None
+
+    def add(self, rows: np.ndarray) -> None:
+        if self._moments is not None:
+            self._moments.add(rows)
+        if self._rows is not None:
+            self._rows.append(rows)
+
+    def finish(self, count: int) -> Collected:
+        moments = None if self._moments is None else self._moments.finish()
+        return Collected(count, moments, None if self._rows is None else np.concatenate(self._rows))
+
+
 def collect(
     producer: Producer,
     count: int,
-    wanted: Set[str],
+    wanted: Sequence[Set[str]],
     *,
     batch: int = 64,
     processes: Processes | None = None,
     progress: Callable[[Iterable, str], Iterable] = lambda steps, title: steps,
     title: str = "features",
-) -> Collected | None:
-    """Statistics `wanted` (moments, rows) of the vectors 0 to count - 1; None but on the first.
+) -> list[Collected] | None:
+    """Statistics of the vectors 0 to count - 1 of every kind; None but on the first process.
 
-    Batch j always holds the same indices and is made by process j modulo their number; the first
-    process takes them in order. One and many processes therefore see the same numbers, to the bit
-    where the device computes them so.
+    wanted: for every kind that the producer makes, "moments", "rows" or both. Batch j always holds
+    the same indices and is made by process j modulo their number; the first process takes them in
+    order. One and many processes therefore see the same numbers, to the bit where the device
+    computes them so.
     """
     processes = processes or Processes()
-    moments = MomentsAccumulator() if "moments" in wanted else None
-    kept: list[np.ndarray] = []
+    collectors = [_Collector(statistics) for statistics in wanted]
     starts = range(processes.rank * batch, count, processes.count * batch)
     rounds = range(0, count, processes.count * batch)
     for number, _ in enumerate(progress(rounds, title)):
-        rows = None
+        made: list[np.ndarray] = []
         if number < len(starts):
-            rows = producer.rows(starts[number], min(starts[number] + batch, count))
+            made = producer.rows(starts[number], min(starts[number] + batch, count))
         if number + 1 < len(starts):
             producer.prepare(starts[number + 1], min(starts[number + 1] + batch, count))
-        for part in processes.gather(rows) or []:
-            if part is not None and moments is not None:
-                moments.add(part)
-            if part is not None and "rows" in wanted:
-                kept.append(part)
-    if not processes.first:
-        return None
-    return Collected(
-        count,
-        moments.finish() if moments is not None else None,
-        np.concatenate(kept) if "rows" in wanted else None,
-    )
+        for kinds in processes.gather(made) or []:
+            # A process without a batch in the last round sends nothing.
+            for collector, rows in zip(collectors, kinds, strict=False):
+                collector.add(rows)
+    return [c.finish(count) for c in collectors] if processes.first else None
 
 
 def require_finite(rows: np.ndarray, start: int, what: str) -> None:

@@ -6,6 +6,7 @@ from `numpy.random.RandomState(s * 1000000 + i)`. The latents of seed 0 are ther
 groups of `_GROUP` images from the first one's seed.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 
 from metrics import MetricError
-from metrics.features import require_finite
+from metrics.features import Look, require_finite
 from metrics.measures.perceptual_path import PathSampling
 from metrics.registry import MAX_COUNT
 from training.snapshot import quantize
@@ -55,14 +56,14 @@ def label_rows(labels: np.ndarray, c_dim: int) -> np.ndarray:
 class _FromGenerator:
     """What images and paths have in common."""
 
-    def __init__(self, G: Any, detector: Any, latents: Latents, output: str) -> None:
-        self._G, self._detector, self._latents, self._output = G, detector, latents, output
+    def __init__(self, G: Any, latents: Latents) -> None:
+        self._G, self._latents = G, latents
         self._device = next(G.parameters()).device
 
     def prepare(self, start: int, stop: int) -> None:
         """Nothing to do ahead."""
 
-    def rows(self, start: int, stop: int) -> np.ndarray:
+    def rows(self, start: int, stop: int) -> list[np.ndarray]:
         """Rows [stop - start, D], made in groups that do not depend on the batch."""
         first = start - start % _GROUP
         with torch.inference_mode():
@@ -74,7 +75,7 @@ class _FromGenerator:
         """The _GROUP items from index `first` on."""
         raise NotImplementedError
 
-    def _finish(self, made: torch.Tensor, start: int) -> np.ndarray:
+    def _finish(self, made: torch.Tensor, start: int) -> list[np.ndarray]:
         raise NotImplementedError
 
     def _draw(self, first: int, vectors: int) -> tuple[list[torch.Tensor], torch.Tensor, Any]:
@@ -88,34 +89,38 @@ class _FromGenerator:
 
 
 class GeneratedFeatures(_FromGenerator):
-    """What a detector says about generated images; a `metrics.features.Producer`.
+    """What detectors say about generated images; a `metrics.features.Producer`.
 
     noise_mode: random, const or none.
     """
 
     def __init__(
-        self, G: Any, detector: Any, latents: Latents, output: str, noise_mode: str = "random"
+        self, G: Any, looks: Sequence[Look], latents: Latents, noise_mode: str = "random"
     ) -> None:
-        super().__init__(G, detector, latents, output)
-        self._noise_mode = noise_mode
+        super().__init__(G, latents)
+        self._looks, self._noise_mode = looks, noise_mode
 
     def _group(self, first: int) -> torch.Tensor:
         [z], c, _ = self._draw(first, 1)
         torch.manual_seed(self._latents.seed * MAX_COUNT + first)  # of the noise inputs
         return self._G(z, c, noise_mode=self._noise_mode).float()
 
-    def _finish(self, made: torch.Tensor, start: int) -> np.ndarray:
+    def _finish(self, made: torch.Tensor, start: int) -> list[np.ndarray]:
         finite = made.isfinite().flatten(1).all(dim=1).cpu().numpy()
         require_finite(np.where(finite, 0.0, np.nan), start, "generated image")
-        return self._detector(quantize(made), self._output, start)
+        images = quantize(made)
+        return [look(images, start=start) for look in self._looks]
 
 
 class PathLengths(_FromGenerator):
-    """Squared perceptual distance over epsilon^2 at points of paths; a Producer of [n, 1]."""
+    """Squared perceptual distance over epsilon^2 at points of paths; a Producer of [n, 1].
 
-    def __init__(self, G: Any, detector: Any, latents: Latents, sampling: PathSampling) -> None:
-        super().__init__(G, detector, latents, "lpips")
-        self._sampling = sampling
+    look gives vectors whose squared differences are a perceptual distance.
+    """
+
+    def __init__(self, G: Any, look: Look, latents: Latents, sampling: PathSampling) -> None:
+        super().__init__(G, latents)
+        self._look, self._sampling = look, sampling
 
     def _group(self, first: int) -> torch.Tensor:
         (z0, z1), c, t = self._draw(first, 2)
@@ -123,11 +128,11 @@ class PathLengths(_FromGenerator):
         t = torch.zeros_like(t) if self._sampling.ends else t
         images = [self._images(self._point(z0, z1, c, at)) for at in (t, t + epsilon)]
         require_finite(torch.cat(images, dim=1).cpu().numpy(), first, "generated image")
-        a, b = (torch.from_numpy(self._detector(x, "lpips", first)) for x in images)
+        a, b = (torch.from_numpy(self._look(x, start=first)) for x in images)
         return (a - b).double().square().sum(dim=1, keepdim=True) / epsilon**2
 
-    def _finish(self, made: torch.Tensor, start: int) -> np.ndarray:
-        return made.numpy()
+    def _finish(self, made: torch.Tensor, start: int) -> list[np.ndarray]:
+        return [made.numpy()]
 
     def _point(self, z0: torch.Tensor, z1: torch.Tensor, c: torch.Tensor, t: torch.Tensor):
         """Style vectors at t in [0, 1] on the paths from z0 to z1."""

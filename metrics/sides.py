@@ -2,32 +2,38 @@
 
 import hashlib
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from metrics import MetricError
-from metrics.features import Producer
+from metrics.features import Look, Producer
 from metrics.generated import GeneratedFeatures, Latents, PathLengths, label_rows
 from metrics.sources import FeatureFile, ImageFiles
 
-__all__ = ["FeatureSide", "FileSide", "NetworkSide", "Request", "Side"]
+__all__ = ["FeatureSide", "FileSide", "Images", "NetworkSide", "Output", "Side", "open_files"]
 
 
 @dataclass(frozen=True)
-class Request:
-    """Feature vectors that some metric needs of a side.
+class Images:
+    """Which images, or points of paths, of a side.
 
-    standard: name of the metric's standard detector; output: what it is asked for; count: how many
-    vectors; full: of the whole data set, not of what training used; path: walk in latent space.
+    full: of the whole data set, not of what training used; path: a walk in latent space.
     """
 
-    standard: str
-    output: str
     count: int
     full: bool
     path: Any = None
+
+
+@dataclass(frozen=True)
+class Output:
+    """Which vectors of images: an output of the metric's standard detector, or of its stand-in."""
+
+    standard: str
+    output: str
 
 
 class Side(ABC):
@@ -48,10 +54,14 @@ class Side(ABC):
         """Whether the whole data set is something else than what training used."""
 
     @abstractmethod
-    def producer(self, request: Request, detector: Any) -> Producer:
-        """Makes the vectors."""
+    def require(self, output: str, path: Any = None) -> None:
+        """Raise MetricError where the side has no vectors of that kind."""
 
-    def identity(self, request: Request) -> dict[str, Any] | None:
+    @abstractmethod
+    def producer(self, images: Images, looks: Sequence[Look]) -> Producer:
+        """Makes the vectors of these images, one for each look."""
+
+    def identity(self, images: Images) -> dict[str, Any] | None:
         """What the vectors depend on beside the detector; None: they are not to be cached."""
         return None
 
@@ -74,17 +84,19 @@ class FileSide(Side):
         """Whether a subset or mirrored images were used for training."""
         return self.available(True) != self.available(False) or self._files.view(False).flipped
 
-    def producer(self, request: Request, detector: Any) -> Producer:
-        """Features of the first images of the data set, in the order of their names."""
-        if request.path is not None:
-            raise MetricError("path lengths need a snapshot: they are walks through latent space")
-        return self._files.producer(detector, request.output, self._files.view(request.full))
+    def require(self, output: str, path: Any = None) -> None:
+        """Refuse what is not of images."""
+        _refuse_paths(path)
 
-    def identity(self, request: Request) -> dict[str, Any]:
+    def producer(self, images: Images, looks: Sequence[Look]) -> Producer:
+        """Features of the first images of the data set, in the order of their names."""
+        return self._files.producer(looks, self._files.view(images.full))
+
+    def identity(self, images: Images) -> dict[str, Any]:
         """Content of the images and which of them are used."""
         if self._digest is None:
             self._digest = self._files.digest()
-        view = self._files.view(request.full)
+        view = self._files.view(images.full)
         indices = hashlib.sha256(view.indices.astype("<i8").tobytes()).hexdigest()
         return {"data": self._digest, "indices": indices, "flipped": view.flipped}
 
@@ -105,15 +117,17 @@ class FeatureSide(Side):
         """Nothing is known about training."""
         return False
 
-    def producer(self, request: Request, detector: Any) -> Producer:
-        """The saved vectors in their order."""
-        if request.path is not None or request.output == "lpips":
-            raise MetricError("path lengths need a snapshot: they are walks through latent space")
-        if request.output == "probabilities" and not _are_probabilities(self.file.rows):
+    def require(self, output: str, path: Any = None) -> None:
+        """Refuse what is not of images, and probabilities where there are none."""
+        _refuse_paths(path)
+        if output == "probabilities" and not _are_probabilities(self.file.rows):
             raise MetricError(
                 f"'{self.file.path}' holds features; this metric needs probabilities of classes"
             )
-        return _Saved(self.file.rows)
+
+    def producer(self, images: Images, looks: Sequence[Look]) -> Producer:
+        """The saved vectors in their order, whatever the look."""
+        return _Saved(self.file.rows, len(looks))
 
 
 class NetworkSide(Side):
@@ -135,28 +149,37 @@ class NetworkSide(Side):
 
     def distinguishes(self, full: bool) -> bool:
         """Labels are drawn from the whole data set or from what training used of it."""
-        return self._labels is not None
+        return self._labels is not None and not np.array_equal(*self._labels.values())
 
-    def producer(self, request: Request, detector: Any) -> Producer:
+    def require(self, output: str, path: Any = None) -> None:
+        """A generator gives all."""
+
+    def producer(self, images: Images, looks: Sequence[Look]) -> Producer:
         """Features of generated images, or lengths of paths."""
-        latents = Latents(self._seed, self._labels and self._labels[request.full])
-        if request.path is not None:
-            return PathLengths(self._G, detector, latents, request.path)
-        return GeneratedFeatures(self._G, detector, latents, request.output, self._noise_mode)
+        latents = Latents(self._seed, self._labels and self._labels[images.full])
+        if images.path is not None:
+            [look] = looks
+            return PathLengths(self._G, look, latents, images.path)
+        return GeneratedFeatures(self._G, looks, latents, self._noise_mode)
 
 
 class _Saved:
-    """Rows of an array as a producer."""
+    """Rows of an array as a producer of some kinds that are all the same."""
 
-    def __init__(self, rows: np.ndarray) -> None:
-        self._rows = rows
+    def __init__(self, rows: np.ndarray, kinds: int) -> None:
+        self._rows, self._kinds = rows, kinds
 
     def prepare(self, start: int, stop: int) -> None:
         """Nothing to do ahead."""
 
-    def rows(self, start: int, stop: int) -> np.ndarray:
+    def rows(self, start: int, stop: int) -> list[np.ndarray]:
         """The rows as they are."""
-        return self._rows[start:stop]
+        return [self._rows[start:stop]] * self._kinds
+
+
+def _refuse_paths(path: Any) -> None:
+    if path is not None:
+        raise MetricError("path lengths need a snapshot: they are walks through latent space")
 
 
 def _are_probabilities(rows: np.ndarray) -> bool:

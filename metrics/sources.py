@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +15,7 @@ import torch
 from dnnlib.util import first_line
 from metrics import MetricError
 from metrics.detectors import file_sha256
-from metrics.features import require_finite
+from metrics.features import Look, require_finite
 from training.image_files import (
     DatasetError,
     image_names,
@@ -24,7 +25,7 @@ from training.image_files import (
     read_image_header,
     read_labels,
 )
-from training.image_transforms import has_alpha, to_grey_or_rgb
+from training.image_transforms import to_grey_or_rgb
 
 __all__ = ["FeatureFile", "ImageFiles", "View"]
 
@@ -118,9 +119,9 @@ class ImageFiles:
             digest.update(f"{name}\0{self._store.fingerprint(name)}\n".encode())
         return digest.hexdigest()
 
-    def producer(self, detector: Any, output: str, view: View) -> "FileFeatures":
+    def producer(self, looks: Sequence[Look], view: View) -> "FileFeatures":
         """Features of the images of a view."""
-        return FileFeatures(self, detector, output, view)
+        return FileFeatures(self, looks, view)
 
     def decode(self, index: int, flipped: bool = False) -> np.ndarray:
         """One image, uint8 [C, H, W] with C 1 or 3. Raises MetricError with its name."""
@@ -137,11 +138,6 @@ class ImageFiles:
         if pixels.shape[:0:-1] != self.size:
             raise MetricError(f"image {index} ('{name}' in '{self.path}') has changed its size")
         return pixels[:, :, ::-1] if flipped else pixels
-
-    def has_alpha(self) -> bool:
-        """Whether the first image carries an alpha channel, which is dropped."""
-        with open_image(self._store, self._names[0]) as image:
-            return has_alpha(image)
 
     def _common_size(self) -> tuple[int, int]:
         """(width, height) of all images."""
@@ -164,11 +160,10 @@ class ImageFiles:
 
 
 class FileFeatures:
-    """What a detector says about image files; a `metrics.features.Producer`."""
+    """What detectors say about image files; a `metrics.features.Producer`."""
 
-    def __init__(self, files: ImageFiles, detector: Any, output: str, view: View) -> None:
-        self._files, self._detector, self._output = files, detector, output
-        self._view = view
+    def __init__(self, files: ImageFiles, looks: Sequence[Look], view: View) -> None:
+        self._files, self._looks, self._view = files, looks, view
         self._pool = ThreadPoolExecutor(_DECODERS)
         self._waiting: dict[int, Future] = {}
 
@@ -184,13 +179,14 @@ class FileFeatures:
                     self._files.decode, int(self._view.indices[index]), turn > 0
                 )
 
-    def rows(self, start: int, stop: int) -> np.ndarray:
-        """Features [stop - start, D]."""
+    def rows(self, start: int, stop: int) -> list[np.ndarray]:
+        """Features [stop - start, D] by every look."""
         self.prepare(start, stop)
         images = [self._waiting.pop(place).result() for place in range(start, stop)]
         channels = max(len(image) for image in images)
         images = [np.broadcast_to(image, (channels, *image.shape[1:])) for image in images]
-        return self._detector(torch.from_numpy(np.stack(images)), self._output, start)
+        stacked = torch.from_numpy(np.stack(images))
+        return [look(stacked, start=start) for look in self._looks]
 
 
 class FeatureFile:

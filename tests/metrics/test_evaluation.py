@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dnnlib.util import cache_path, cache_root
-from metrics import MetricError, detectors, evaluation
+from metrics import MetricError, detectors, evaluation, generated
 from metrics.detectors import STANDARD_URLS
 from metrics.evaluation import Evaluation, Settings, comparison_warnings, repeatable
 from metrics.job import Job, choose_batch, run_job
@@ -116,6 +116,21 @@ def test_metrics_share_what_they_need(files, monkeypatch):
     assert sum(calls) == 40
     run_job(Processes(), job(files, "fid20_full", "kid20_full"))
     assert sum(calls) == 60, "statistics of the real images come from the cache"
+
+
+def test_images_are_made_once_whatever_is_looked_at(files, monkeypatch):
+    made, plain = [], generated.GeneratedFeatures._group
+
+    def counting(self, first):
+        made.append(first)
+        return plain(self, first)
+
+    monkeypatch.setattr(generated.GeneratedFeatures, "_group", counting)
+    names = ("fid20_full", "is20", "pr203_full")
+    together = run_job(Processes(), job(files, *names))
+    assert made == [0, 4, 8, 12, 16]
+    alone = [run_job(Processes(), job(files, name))[0] for name in names]
+    assert values(together) == values(alone)
 
 
 def test_the_cache_follows_data_detector_and_what_is_used(files, monkeypatch, tmp_path):

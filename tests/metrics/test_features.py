@@ -18,26 +18,27 @@ class Counting:
     def rows(self, start, stop):
         self.asked.append((start, stop))
         index = np.arange(start, stop, dtype=np.float32)
-        return np.stack([np.sin(index), index], axis=1)
+        return [np.stack([np.sin(index), index], axis=1), index[:, None]]
 
 
 @pytest.mark.parametrize("batch", [1, 3, 64])
 def test_every_index_once_in_order(batch):
     producer = Counting()
-    found = collect(producer, 10, {"rows", "moments"}, batch=batch)
+    found, other = collect(producer, 10, [{"rows", "moments"}, {"rows"}], batch=batch)
     assert found.count == 10 and found.rows[:, 1].tolist() == list(range(10))
     assert found.moments.mean[1] == pytest.approx(4.5)
+    assert other.rows[:, 0].tolist() == list(range(10)) and other.moments is None
     assert set(producer.prepared) <= set(producer.asked)
 
 
 def test_the_batch_does_not_change_the_moments():
-    covariances = [collect(Counting(), 999, {"moments"}, batch=b).moments for b in (7, 64)]
+    covariances = [collect(Counting(), 999, [{"moments"}], batch=b)[0].moments for b in (7, 64)]
     assert np.array_equal(covariances[0].covariance, covariances[1].covariance)
 
 
 def test_only_what_is_wanted_is_kept():
-    assert collect(Counting(), 5, {"moments"}).rows is None
-    assert collect(Counting(), 5, {"rows"}).moments is None
+    assert collect(Counting(), 5, [{"moments"}])[0].rows is None
+    assert collect(Counting(), 5, [{"rows"}])[0].moments is None
 
 
 class Lockstep(Processes):
@@ -55,11 +56,11 @@ def test_batches_are_dealt_out_in_turn():
     sent.clear()
     for rank in (0, 1):
         producer = Counting()
-        found = collect(producer, 10, {"rows"}, batch=4, processes=Lockstep(rank, 2))
+        found = collect(producer, 10, [{"rows"}], batch=4, processes=Lockstep(rank, 2))
         assert (found is None) == (rank > 0)
         expected = {0: [(0, 4), (8, 10)], 1: [(4, 8)]}
         assert producer.asked == expected[rank]
-    assert [None if rows is None else len(rows) for rows in sent[1]] == [4, None]
+    assert [[len(rows) for rows in kinds] for kinds in sent[1]] == [[4, 4], []]
 
 
 def test_the_progress_bar_moves_once_a_batch():
@@ -69,7 +70,7 @@ def test_the_progress_bar_moves_once_a_batch():
         steps_seen.append((title, len(steps)))
         return steps
 
-    collect(Counting(), 10, {"rows"}, batch=3, progress=progress, title="real images")
+    collect(Counting(), 10, [{"rows"}], batch=3, progress=progress, title="real images")
     assert steps_seen == [("real images", 4)]
 
 

@@ -21,15 +21,14 @@ def G():
 LABELS = np.eye(3, dtype=np.float32)
 
 
-def plain(images, output, start):
+def plain(images, start):
     """In place of a detector: the pixels themselves."""
     return images.flatten(1).float().numpy()
 
 
 def made(G, start, stop, seed=0, noise_mode="random"):
-    return GeneratedFeatures(G, plain, Latents(seed, LABELS), "features", noise_mode).rows(
-        start, stop
-    )
+    producer = GeneratedFeatures(G, [plain], Latents(seed, LABELS), noise_mode)
+    return producer.rows(start, stop)[0]
 
 
 def test_an_image_is_the_same_in_any_batch(G):
@@ -46,7 +45,7 @@ def test_random_noise_repeats_and_is_not_the_constant_one(G):
 
 def test_latents_are_those_of_generate_py():
     G = tiny.networks()[0].eval()
-    rows = GeneratedFeatures(G, plain, Latents(0), "features", "const").rows(0, 6)
+    [rows] = GeneratedFeatures(G, [plain], Latents(0), "const").rows(0, 6)
     z = np.random.RandomState(5).randn(1, G.z_dim)
     with torch.no_grad():
         image = pixels(G(torch.from_numpy(z).float(), None, noise_mode="const"))
@@ -89,14 +88,14 @@ class BadGenerator(torch.nn.Module):
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 @pytest.mark.parametrize("start", [0, 5])
 def test_an_image_that_is_not_finite_is_named(value, start):
-    producer = GeneratedFeatures(BadGenerator(value), plain, Latents(0), "features")
+    producer = GeneratedFeatures(BadGenerator(value), [plain], Latents(0))
     with pytest.raises(MetricError, match="^generated image 6 is not finite"):
         producer.rows(start, 9)
-    assert not producer.rows(0, 6).shape[0] - 6
+    assert len(producer.rows(0, 6)[0]) == 6
 
 
-def lpips_of_pixels(images, output, start):
-    assert output == "lpips" and images.dtype == torch.float32
+def lpips_of_pixels(images, start):
+    assert images.dtype == torch.float32
     return images.flatten(1).numpy() / 255
 
 
@@ -105,9 +104,9 @@ def lpips_of_pixels(images, output, start):
 def test_path_lengths(G, space, ends):
     sampling = PathSampling(space, ends, crop=False)
     producer = PathLengths(G, lpips_of_pixels, Latents(0, LABELS), sampling)
-    whole = producer.rows(0, 9)
+    [whole] = producer.rows(0, 9)
     assert whole.shape == (9, 1) and (whole > 0).all() and np.isfinite(whole).all()
-    np.testing.assert_array_equal(producer.rows(5, 7), whole[5:7])
+    np.testing.assert_array_equal(producer.rows(5, 7)[0], whole[5:7])
     assert len(np.unique(whole)) == 9
 
 
@@ -135,7 +134,7 @@ class Linear(torch.nn.Module):
 
 def test_length_of_straight_paths_in_closed_form():
     sampling = PathSampling("w", ends=True, crop=False, epsilon=1e-2)
-    rows = PathLengths(Linear(), lpips_of_pixels, Latents(0), sampling).rows(0, 5)
+    [rows] = PathLengths(Linear(), lpips_of_pixels, Latents(0), sampling).rows(0, 5)
     for index in range(5):
         rng = np.random.RandomState(index)
         z0, z1 = rng.randn(4), rng.randn(4)
@@ -147,11 +146,11 @@ def test_the_crop_is_the_face_of_ffhq():
     sampling = PathSampling("w", ends=True, crop=True, epsilon=1e-2)
     seen = []
 
-    def look(images, output, start):
+    def look(images, start):
         seen.append(images.shape[2:])
-        return lpips_of_pixels(images, output, start)
+        return lpips_of_pixels(images, start)
 
-    rows = PathLengths(Linear(16), look, Latents(0), sampling).rows(0, 1)
+    [rows] = PathLengths(Linear(16), look, Latents(0), sampling).rows(0, 1)
     rng = np.random.RandomState(0)
     z0, z1 = rng.randn(4), rng.randn(4)
     assert rows[0, 0] == pytest.approx(np.square((z1 - z0)[2] / 2), rel=1e-3)
@@ -161,9 +160,9 @@ def test_the_crop_is_the_face_of_ffhq():
 def test_large_images_are_shrunk_to_256():
     seen = []
 
-    def look(images, output, start):
+    def look(images, start):
         seen.append(images.shape[2:])
-        return lpips_of_pixels(images, output, start)
+        return lpips_of_pixels(images, start)
 
     PathLengths(Linear(512), look, Latents(0), PathSampling("w", True, False)).rows(0, 1)
     assert set(seen) == {(256, 256)}

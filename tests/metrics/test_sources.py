@@ -12,14 +12,14 @@ from tests import make_data
 from training.dataset import ImageFolderDataset
 
 
-def pixels_of_channel(images, output, start):
+def pixels_of(images, start):
     """In place of a detector: the pixels themselves."""
     return images.flatten(1).float().numpy()
 
 
 def features(files, full=True):
-    producer = files.producer(pixels_of_channel, "features", files.view(full))
-    return producer.rows(0, len(producer))
+    producer = files.producer([pixels_of], files.view(full))
+    return producer.rows(0, len(producer))[0]
 
 
 def write(path, images, **json_fields):
@@ -75,11 +75,11 @@ def test_the_view_of_training_is_the_training_data_set(tmp_path):
 
 def test_any_portion_of_the_images(tmp_path):
     files = ImageFiles(write(tmp_path / "a.zip", make_data.pixels(9, 8, 1)))
-    producer = files.producer(pixels_of_channel, "features", files.view(True))
-    whole = producer.rows(0, 9)
+    producer = files.producer([pixels_of], files.view(True))
+    [whole] = producer.rows(0, 9)
     producer.prepare(4, 6)
-    np.testing.assert_array_equal(producer.rows(4, 6), whole[4:6])
-    np.testing.assert_array_equal(producer.rows(4, 6), whole[4:6])
+    np.testing.assert_array_equal(producer.rows(4, 6)[0], whole[4:6])
+    np.testing.assert_array_equal(producer.rows(4, 6)[0], whole[4:6])
 
 
 def test_the_digest_follows_names_and_contents(tmp_path):
