@@ -26,7 +26,7 @@ def load_fidelity_detector(standard: str, device: torch.device) -> Detector:
         raise MetricError(f"torch-fidelity has Inception only; this metric needs {standard}")
     try:
         from torch_fidelity import feature_extractor_inceptionv3 as fidelity
-    except ImportError as error:
+    except (ImportError, RuntimeError) as error:  # the second: a torchvision for another torch
         raise MetricError(
             f"--detector=torch-fidelity needs the package: pip install torch-fidelity "
             f"({first_line(error)})"

@@ -14,7 +14,7 @@ from dnnlib.util import DownloadError, first_line, open_url
 from metrics import MetricError
 from metrics.evaluation import Evaluation, Result, Settings, comparison_warnings
 from metrics.registry import find_metric
-from metrics.sides import NetworkSide, Side, open_files
+from metrics.sides import FileSide, NetworkSide, Side, open_files
 from metrics.sources import ImageFiles
 from torch_utils.distributed import Processes, device_of
 from training.networks import Generator
@@ -68,50 +68,46 @@ def run_job(processes: Processes, job: Job) -> list[Result] | None:
 
 def _open(job: Job, settings: Settings, needs_real: bool) -> tuple[Side, Side | None]:
     """The generated and the real side."""
+    if is_snapshot(job.generated):
+        return _open_network(job, settings, needs_real)
     real_path = job.real or job.data
-    if not is_snapshot(job.generated):
-        generated = open_files(job.generated)
-        return generated, open_files(real_path) if needs_real and real_path else None
+    return open_files(job.generated), open_files(real_path) if needs_real and real_path else None
+
+
+def _open_network(job: Job, settings: Settings, needs_real: bool) -> tuple[Side, Side | None]:
     network, kwargs = _load_generator(job.generated)
-    view = {
-        "max_size": kwargs.get("max_size"),
-        "xflip": bool(kwargs.get("xflip")) if job.mirror is None else job.mirror,
-        "random_seed": kwargs.get("random_seed") or 0,
-    }
-    data_path = job.data or kwargs.get("path")
+    mirrored = bool(kwargs.get("xflip")) if job.mirror is None else job.mirror
+    subset = {name: kwargs[name] for name in ("max_size", "random_seed") if kwargs.get(name)}
+    trained_on = _files_of_snapshot(kwargs.get("path"), job.data, xflip=mirrored, **subset)
+    data = ImageFiles(job.data, xflip=mirrored, **subset) if job.data else trained_on
+    nowhere = f"the data set {job.data or kwargs.get('path')} is not here: say by --data where"
     labels = None
     if network.c_dim > 0:
-        if data_path is None or not Path(data_path).exists():
-            raise MetricError(
-                f"the network is conditional and its data set {data_path} is not here: say by "
-                "--data where its labels are"
-            )
-        files = ImageFiles(data_path, **_fitting(view, data_path, job))
-        labels = {full: files.labels(full) for full in (True, False)}
+        if data is None:
+            raise MetricError(f"the network is conditional, and {nowhere} its labels are")
+        labels = {full: data.labels(full) for full in (True, False)}
     generated = NetworkSide(network.to(settings.device), labels, settings.seed, settings.noise_mode)
-    real_path = job.real or data_path
+    generated.resampling = trained_on and trained_on.resampling
     if not needs_real:
         return generated, None
-    if real_path is None or not Path(real_path).exists():
-        raise MetricError(f"the data set {real_path} is not here: say by --data or --real where")
-    if str(real_path).endswith(".npz"):
-        return generated, open_files(real_path)
-    side = open_files(real_path, **_fitting(view, real_path, job))
-    generated.resampling = _resampling_of_training(kwargs)
-    return generated, side
+    if job.real is not None:
+        # The subset was of the snapshot's own data set, and says nothing about other images.
+        view = {} if job.real.endswith(".npz") else {"xflip": mirrored}
+        return generated, open_files(job.real, **view)
+    if data is None:
+        raise MetricError(f"{nowhere} it is, or give images by --real")
+    return generated, FileSide(data)
 
 
-def _fitting(view: dict[str, Any], path: str, job: Job) -> dict[str, Any]:
-    """The subset belongs to the snapshot's own data set, not to images that --real names."""
-    return {"xflip": view["xflip"]} if path == job.real else view
-
-
-def _resampling_of_training(kwargs: dict[str, Any]) -> str | None:
-    """The filter of the images that the network was trained with, where they are at hand."""
-    path = kwargs.get("path")
+def _files_of_snapshot(path: str | None, instead: str | None, **view: Any) -> ImageFiles | None:
+    """What the network was trained on, where it is still there; it may be damaged if not needed."""
+    if path is None or not Path(path).exists():
+        return None
     try:
-        return ImageFiles(path).resampling if path and Path(path).exists() else None
+        return ImageFiles(path, **view)
     except MetricError:
+        if instead is None:
+            raise
         return None
 
 

@@ -241,7 +241,7 @@ def test_features_are_no_probabilities(tmp_path):
     [
         ("ppl2_wend8", dict(generated="data", real="data"), "path lengths need a snapshot"),
         ("fid20_full", dict(generated="data"), "needs real images: give them by --data or --real"),
-        ("fid20_full", dict(data="nowhere"), "is not here: say by --data"),
+        ("fid20_full", dict(data="nowhere"), "'nowhere' does not exist"),
         ("fid20_full", dict(generated="detector"), "cannot use --network="),
         ("fid20_full", dict(generated="nowhere"), "cannot read --network=.*No such file"),
     ],
@@ -250,6 +250,27 @@ def test_what_cannot_be_measured(files, metric, changes, message):
     changes = {key: files.get(value, value) for key, value in changes.items()}
     with pytest.raises(MetricError, match=message):
         run_job(Processes(), job(files, metric, **changes))
+
+
+def test_a_data_set_that_has_moved(files, tmp_path):
+    for c_dim, message in ((0, "is not here: say by --data where it is"), (3, "its labels are")):
+        network = tiny.write_snapshot(tmp_path / "s.pkl", "moved.zip", c_dim=c_dim)
+        with pytest.raises(MetricError, match=f"moved.zip.*{message}"):
+            run_job(Processes(), job(files, "fid20_full", generated=network))
+        moved = job(files, "fid20_full", generated=network, data=files["data"])
+        assert run_job(Processes(), moved)[0].num_real == 20
+    with pytest.raises(MetricError, match="its labels are"):
+        run_job(Processes(), job(files, "is20", generated=network))
+
+
+def test_real_images_of_ones_own_beside_the_data_set(files, tmp_path):
+    view = dict(max_size=6, xflip=True)
+    network = tiny.write_snapshot(tmp_path / "s.pkl", files["data"], c_dim=3, **view)
+    other = tiny.write_data(tmp_path / "other.zip", count=9)
+    full, part = run_job(
+        Processes(), job(files, "fid20_full", "fid20", generated=network, real=other)
+    )
+    assert (full.num_real, part.num_real) == (9, 18), "mirrored, and no subset of other images"
 
 
 def test_no_network_is_used_before_sides_are_found_wanting(files, monkeypatch):
