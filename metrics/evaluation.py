@@ -74,6 +74,7 @@ class Evaluation:
         self._processes = processes or Processes()
         self._detectors: dict[str, Detector] = {}
         self._known: _Vectors = {}  # of the real side
+        self._kept: dict[tuple[Images, Output], set[str]] = {}  # which statistics of them
         show = settings.verbose and self._processes.first
         self._progress = progress_bars(show)
 
@@ -123,13 +124,18 @@ class Evaluation:
 
     def _collect_real(self, images: Images, outputs: dict[Output, set[str]]) -> None:
         """Put vectors of the real side among the known ones, from the cache where it has them."""
-        unknown = {o: wanted for o, wanted in outputs.items() if (images, o) not in self._known}
+        unknown = {
+            output: wanted
+            for output, wanted in outputs.items()
+            if not wanted <= self._kept.get((images, output), set())
+        }
         if not unknown:
             return
         paths = self._cache_files(images, unknown) if self._processes.first else {}
         found = {output: read_cached(path, unknown[output]) for output, path in paths.items()}
         cached = self._processes.share([output for output in found if found[output] is not None])
         self._known |= {(images, output): found.get(output) for output in cached}
+        self._kept |= {(images, output): wanted for output, wanted in unknown.items()}
         missing = {output: wanted for output, wanted in unknown.items() if output not in cached}
         if missing:
             made = self._collect(self._real, images, missing)

@@ -334,6 +334,8 @@ def test_one_evaluation_measures_several_networks(files):
     for _ in range(2):
         [result] = evaluated.measure([find_metric("fid20_full")], other)
         assert result.values == {"fid20_full@tiny": pytest.approx(0, abs=1e-9)}
+    [result] = evaluated.measure([find_metric("kid20_full")], other)
+    assert abs(result.values["kid20_full@tiny"]) < 1, "which needs more than the mean of features"
 
 
 @pytest.mark.parametrize("size", [None, (8, 8), (1024, 1024), (8192, 8192)])
