@@ -198,7 +198,7 @@ def test_metrics_by_default_do_not_stand_in_the_way(files, tmp_path, offline, mo
     ("options", "message"),
     [
         (["--metrics=fid"], "--metrics: no metric is called 'fid'"),
-        (["--metrics=none", "--detector=a.pt"], "--detector has no effect with --metrics=none"),
+        (["--metrics=none", "--detector=a.pt"], "--detector needs --metrics; here they are none"),
         (["--keep=0"], "--keep must be at least 1, not 0"),
     ],
 )
