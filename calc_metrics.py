@@ -36,11 +36,14 @@ _RUNS = Path("training-runs")
     epilog=f"Metrics: {', '.join(metric_names())}.",
 )  # fmt: skip
 @click.option("--network", metavar="PKL",
-              help="Network snapshot: path or URL  [default: the newest below training-runs]",
+              help="Network snapshot: path or URL, or a run folder for its newest  [default: the "
+              "newest below training-runs]",
               )  # fmt: skip
 @click.option("--metrics", default="fid50k_full", metavar="LIST",
               help="Comma-separated names of metrics, see below")  # fmt: skip
-@click.option("--data", metavar="PATH", help="Data set of the network  [default: the snapshot's]")
+@click.option("--data", metavar="PATH",
+              help="All images of the network's data set  [default: the snapshot's, with its subset]",
+              )  # fmt: skip
 @click.option("--mirror", type=bool, metavar="BOOL",
               help="Add x-flipped images to the real ones where a metric's name does not end in "
               "_full  [default: the snapshot's]")  # fmt: skip
@@ -63,8 +66,9 @@ _RUNS = Path("training-runs")
               help="Noise inputs of the network; the same images at every call in any case",
               )  # fmt: skip
 @click.option("--device", metavar="NAME", help="cuda or cpu  [default: cuda where there is one]")
-@click.option("--batch", type=click.IntRange(min=1),
-              help="Images a forward pass  [default: up to 64, by free memory]")  # fmt: skip
+@click.option("--batch", type=click.IntRange(min=1), default=64,
+              help="Most images a forward pass of the detector; half as many where memory is short",
+              )  # fmt: skip
 @click.option("--memory", type=click.FloatRange(min=0, min_open=True), default=1.0, metavar="GB",
               help="Most memory for distances between features")  # fmt: skip
 @click.option("--cache", type=bool, default=True, metavar="BOOL",
@@ -87,6 +91,8 @@ def _job(options: dict[str, Any]) -> "Job":
         raise click.UsageError("--metrics names none; try --metrics=fid50k_full.")
     if options["network"] is not None and options["fake"] is not None:
         raise click.UsageError("Give --network or --fake, not both.")
+    if options["fake"] is not None and options["data"] and options["real"]:
+        raise click.UsageError("Give --data or --real, not both, as the real side of --fake.")
     for name in ("data", "real", "fake"):
         path = options[name]
         if path is not None and not Path(path).exists():
@@ -97,21 +103,19 @@ def _job(options: dict[str, Any]) -> "Job":
 
     if not 0 <= options["seed"] <= MAX_SEED:
         raise click.UsageError(f"--seed must be from 0 to {MAX_SEED}, not {options['seed']}.")
-    generated = options["fake"] or options["network"] or _newest_snapshot()
-    if options["network"] is None and options["fake"] is None:
-        click.echo(f"Network: {generated}", err=True)
     return Job(
         metrics=tuple(metric.name for metric in metrics),
-        generated=generated,
+        network=None if options["fake"] is not None else _snapshot(options["network"]),
+        fake=options["fake"],
         data=options["data"],
         real=options["real"],
         mirror=options["mirror"],
-        batch=options["batch"],
         settings=Settings(
             device=_device(options["device"], options["gpus"]),
             detector=options["detector"],
             seed=options["seed"],
             noise_mode=options["noise_mode"],
+            batch=options["batch"],
             memory_bytes=int(options["memory"] * 2**30),
             cache=options["cache"],
             verbose=options["verbose"],
@@ -119,13 +123,23 @@ def _job(options: dict[str, Any]) -> "Job":
     )
 
 
-def _newest_snapshot() -> str:
-    snapshots = [path for path in _RUNS.glob("*/network-snapshot-*.pkl") if path.is_file()]
-    if not snapshots:
+def _snapshot(network: str | None) -> str:
+    """The snapshot that is meant: the newest one where --network is a folder or not given."""
+    if network is not None and not Path(network).is_dir():
+        return network
+    folder, pattern = (network, "") if network else (_RUNS, "*/")
+    found = [p for p in Path(folder).glob(f"{pattern}network-snapshot-*.pkl") if p.is_file()]
+    if not found and network is not None:
+        raise click.UsageError(
+            f"There is no network-snapshot-*.pkl in --network={network}; for images give --fake."
+        )
+    if not found:
         raise click.UsageError(
             f"There is no snapshot below {_RUNS}/: give --network, or images by --fake."
         )
-    return str(max(snapshots, key=lambda path: (path.stat().st_mtime_ns, path.name)))
+    newest = str(max(found, key=lambda path: (path.stat().st_mtime_ns, path.name)))
+    click.echo(f"Network: {newest}", err=True)
+    return newest
 
 
 def _device(name: str | None, gpus: int) -> str:
@@ -153,13 +167,12 @@ def _measure(job: "Job", processes: int) -> "list[Result] | None":
 
 
 def _report(job: "Job", results: "list[Result]", verbose: bool) -> None:
-    from metrics.job import is_snapshot
     from metrics.report import append_result, describe, json_line, run_dir_of
 
-    local = is_snapshot(job.generated) and not is_url(job.generated)
-    run_dir = run_dir_of(job.generated) if local else None
+    local = job.network is not None and not is_url(job.network)
+    run_dir = run_dir_of(job.network) if local else None
     for result in results:
-        line = json_line(result, job.generated, run_dir)
+        line = json_line(result, job.network or job.fake, run_dir)
         click.echo(line)
         if verbose:
             for text in describe(result):

@@ -39,10 +39,8 @@ def read_cached(path: Path, wanted: Set[str]) -> Collected | None:
         return _collected(arrays, wanted)
     except FileNotFoundError:
         return None
-    except Exception as error:  # a damaged file makes NumPy and zipfile raise almost anything
-        logger.warning(
-            "Cached statistics %s are damaged (%s); making them again", path, first_line(error)
-        )
+    except Exception:  # a damaged file makes NumPy and zipfile raise almost anything
+        logger.warning("Cached statistics %s are damaged; making them again", path)
         return None
 
 
@@ -52,11 +50,15 @@ def _collected(arrays: dict[str, np.ndarray], wanted: Set[str]) -> Collected:
         mean, covariance = arrays["mean"], arrays["covariance"]
         if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
             raise ValueError("shapes do not fit")
+        if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
+            raise ValueError("not finite")
         moments = Moments(count, mean, covariance)
     if "rows" in wanted:
         rows = arrays["rows"]
         if rows.ndim != 2 or len(rows) != count:
             raise ValueError("shapes do not fit")
+        if not np.isfinite(rows).all():
+            raise ValueError("not finite")
     return Collected(count, moments, rows)
 
 

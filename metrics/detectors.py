@@ -21,7 +21,13 @@ from dnnlib.util import DownloadError, cache_path, first_line, is_url, open_url
 from metrics import MetricError
 from metrics.features import require_finite
 
-__all__ = ["STANDARD_URLS", "TORCH_FIDELITY", "Detector", "load_detector"]
+__all__ = [
+    "STANDARD_URLS",
+    "TORCH_FIDELITY",
+    "Detector",
+    "is_out_of_memory",
+    "load_detector",
+]
 
 _FOLDER = "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/"
 STANDARD_URLS = {"inception": _FOLDER + "inception-2015-12-05.pt", "vgg16": _FOLDER + "vgg16.pt"}
@@ -54,28 +60,44 @@ class Detector:
     device: torch.device
     widths: Any = None  # expected number of outputs, by output
 
-    def __call__(self, images: torch.Tensor, output: str, start: int = 0) -> np.ndarray:
+    def __call__(
+        self, images: torch.Tensor, output: str, start: int = 0, batch: int = 64
+    ) -> np.ndarray:
         """What the network says about images [N, 1 or 3, H, W] with values in 0..255.
 
         output: "features" [N, D]; "probabilities" of classes [N, K], by the softmax without the
         bias of the last layer; "lpips" [N, L], whose squared differences sum up to the perceptual
-        distance. Returns float32. Raises MetricError, naming the image (counted from start), for
+        distance. Returns float32. At most `batch` images pass at once, and half as many where these
+        do not fit into memory. Raises MetricError, naming the image (counted from start), for
         values that are not finite, and where the network lacks an output.
         """
-        images = images.to(self.device)
-        if images.shape[1] == 1:
-            images = images.repeat(1, 3, 1, 1)
-        arguments = self._arguments(output)
-        try:
-            with torch.inference_mode():
-                rows = self.module(images, **arguments)
-        except torch.OutOfMemoryError as error:
-            raise MetricError("not enough memory: choose a smaller --batch") from error
-        except Exception as error:  # TorchScript raises what its operators raise
-            raise MetricError(f"detector {self.source} fails: {_last_line(error)}") from error
-        rows = self._checked(rows, len(images), output)
+        while (rows := self._look(images, output, batch)) is None:
+            batch = min(batch, len(images)) // 2
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
         require_finite(rows, start, "the detector's output for image")
         return rows
+
+    def _look(self, images: torch.Tensor, output: str, batch: int) -> np.ndarray | None:
+        """The rows of all images; None where a batch of more than one is too much for memory."""
+        arguments = self._arguments(output)
+        parts = []
+        for part in images.split(batch):
+            try:
+                part = part.to(self.device)
+                if part.shape[1] == 1:
+                    part = part.repeat(1, 3, 1, 1)
+                with torch.inference_mode():
+                    rows = self.module(part, **arguments)
+            except Exception as error:  # TorchScript raises what its operators raise
+                if not is_out_of_memory(error):
+                    text = _last_line(error)
+                    raise MetricError(f"detector {self.source} fails: {text}") from error
+                if len(part) > 1:
+                    return None
+                raise
+            parts.append(self._checked(rows, len(part), output))
+        return np.concatenate(parts)
 
     def require_output(self, output: str) -> None:
         """Raise MetricError where the network cannot give an output."""
@@ -111,6 +133,15 @@ class Detector:
                 f"of {width}; remove it from the cache"
             )
         return rows.float().cpu().numpy()
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether there was too little memory; TorchScript says so in the text of other errors."""
+    text = str(error)
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        isinstance(error, RuntimeError)
+        and ("out of memory" in text or "can't allocate memory" in text)
+    )
 
 
 def load_detector(standard: str, choice: str | None, device: torch.device) -> Detector:
@@ -150,9 +181,8 @@ def local_file(source: str) -> Path:
     except DownloadError as error:
         path = cache_path(source)
         raise MetricError(
-            f"cannot get the detector {path.name[17:]}: {error}. Download {source} elsewhere and "
-            f"save it as {path.name} in the folder {path.parent}, or choose another network by "
-            f"--detector (python -m metrics.train_detector makes one)"
+            f"{error}: download the detector elsewhere and save it as {path.name} in the folder "
+            f"{path.parent}, or make one (python -m metrics.train_detector) for --detector"
         ) from None
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else first_line(error)

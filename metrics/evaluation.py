@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from metrics import MetricError
 from metrics.cache import cache_file, read_cached, write_cached
-from metrics.detectors import Detector, load_detector
+from metrics.detectors import Detector, is_out_of_memory, load_detector
 from metrics.features import Collected, collect
 from metrics.registry import ComputeSettings, Metric
 from metrics.sides import FeatureSide, Images, Output, Side
@@ -24,7 +24,7 @@ __all__ = ["Evaluation", "Result", "Settings", "comparison_warnings", "progress_
 
 @dataclass(frozen=True)
 class Settings:
-    """How to measure; nothing but detector, seed and noise_mode changes a result."""
+    """How to measure; detector, seed and noise_mode change a result, batch its rounding."""
 
     device: str = "cpu"
     detector: str | None = None
@@ -34,7 +34,7 @@ class Settings:
     noise_mode: str = "random"
     """Noise inputs of the generator: random, const or none."""
     batch: int = 64
-    """Images a forward pass of the detector."""
+    """Most images a forward pass of the detector; where they do not fit, half as many."""
     memory_bytes: int = 1 << 30
     """Bound on what distances between features hold at once."""
     cache: bool = True
@@ -90,28 +90,46 @@ class Evaluation:
             sides = self._sides(need, generated)
             if any(side.needs_detector for side in sides):
                 self.load_detectors([need.metric])
-            _require_same_detector(sides, self._detectors.get(need.metric.detector))
         wanted: _Wanted = {"real": {}, "generated": {}}
         for need in plan:
             for side, images in need.sides():
                 outputs = wanted[side].setdefault(images, {})
                 outputs.setdefault(need.output, set()).add(need.metric.statistic)
-        with repeatable(self._settings.device):
-            made: _Vectors = {}
-            results = [self._measure(need, wanted, generated, made) for need in plan]
-        return results if self._processes.first else None
+        try:
+            with repeatable(self._settings.device):
+                return self._measure(plan, wanted, generated)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            raise MetricError(
+                f"not enough memory on {self._settings.device}: end what else uses it, or measure "
+                "on another device"
+            ) from error
 
     def _measure(
-        self, need: "_Need", wanted: "_Wanted", generated: Side, made: "_Vectors"
-    ) -> Result | None:
-        start = time.monotonic()
-        if (need.generated, need.output) not in made:
-            outputs = wanted["generated"][need.generated]
-            made |= self._collect(generated, need.generated, outputs)
-        if need.real is not None:
-            self._collect_real(need.real, wanted["real"][need.real])
+        self, plan: "list[_Need]", wanted: "_Wanted", generated: Side
+    ) -> list[Result] | None:
+        made: _Vectors = {}
+        taken = []
+        for need in plan:
+            start = time.monotonic()
+            if (need.generated, need.output) not in made:
+                outputs = wanted["generated"][need.generated]
+                made |= self._collect(generated, need.generated, outputs)
+            if need.real is not None:
+                self._collect_real(need.real, wanted["real"][need.real])
+            taken.append(time.monotonic() - start)
         if not self._processes.first:
-            return None
+            return None  # computing is for one, and the others need not wait for it
+        return [
+            self._compute(need, made, generated, seconds)
+            for need, seconds in zip(plan, taken, strict=True)
+        ]
+
+    def _compute(
+        self, need: "_Need", made: "_Vectors", generated: Side, collecting: float
+    ) -> Result:
+        start = time.monotonic()
         settings = ComputeSettings(
             self._settings.memory_bytes, self._settings.device, self._progress
         )
@@ -120,7 +138,7 @@ class Evaluation:
         if real is not None:
             _require_equal_width(real, vectors)
         values = need.metric.compute(real, vectors, settings)
-        return self._result(need, values, generated, time.monotonic() - start)
+        return self._result(need, values, generated, collecting + time.monotonic() - start)
 
     def _collect_real(self, images: Images, outputs: dict[Output, set[str]]) -> None:
         """Put vectors of the real side among the known ones, from the cache where it has them."""
@@ -163,7 +181,11 @@ class Evaluation:
 
     def _collect(self, side: Side, images: Images, outputs: dict[Output, set[str]]) -> "_Vectors":
         looks = [
-            partial(self._detectors[output.standard], output=output.output)
+            partial(
+                self._detectors[output.standard],
+                output=output.output,
+                batch=self._settings.batch,
+            )
             if side.needs_detector
             else None
             for output in outputs
@@ -172,7 +194,6 @@ class Evaluation:
             side.producer(images, looks),
             images.count,
             list(outputs.values()),
-            batch=self._settings.batch,
             processes=self._processes,
             progress=self._progress,
             title="real images" if side is self._real else "generated images",
@@ -188,9 +209,13 @@ class Evaluation:
         """
         for metric in metrics:
             if metric.detector not in self._detectors:
-                self._detectors[metric.detector] = load_detector(
-                    metric.detector, self._settings.detector, torch.device(self._settings.device)
+                load = partial(
+                    load_detector,
+                    metric.detector,
+                    self._settings.detector,
+                    torch.device(self._settings.device),
                 )
+                self._detectors[metric.detector] = self._processes.first_alone(load)
             self._detectors[metric.detector].require_output(metric.output)
 
     def _sides(self, need: "_Need", generated: Side) -> list[Side]:
@@ -216,9 +241,8 @@ class Evaluation:
         """What follows the metric's name, and the detector for the record."""
         detector = self._detectors.get(metric.detector)
         files = [side.file for side in sides if isinstance(side, FeatureSide)]
-        if files and (detector is None or any(file.detector_sha256 is None for file in files)):
-            # Whoever made them, nothing here vouches for it.
-            hashes = ",".join(file.detector_sha256 or f"file:{file.sha256}" for file in files)
+        if files:  # nothing here vouches for who made them
+            hashes = ",".join(f"file:{file.sha256}" for file in files)
             return "@features", {"name": "features", "sha256": hashes}
         name = detector.name or metric.detector
         label = f"@{detector.name}" if detector.name else ""
@@ -260,17 +284,6 @@ def _needs(metric: Metric, real: Side | None, generated: Side) -> _Need:
     full = metric.full if real.distinguishes(metric.full) else True
     count = min(metric.num_real or real.available(full), real.available(full))
     return _Need(metric, output, images, Images(count, full))
-
-
-def _require_same_detector(sides: list[Side], detector: Detector | None) -> None:
-    """Refuse features that say of themselves that another detector made them."""
-    known = {} if detector is None else {detector.sha256: detector.source}
-    for side in sides:
-        if isinstance(side, FeatureSide) and side.file.detector_sha256 is not None:
-            known[side.file.detector_sha256] = side.file.path
-    if len(known) > 1:
-        made = ", ".join(f"'{name}' by {digest[:12]}..." for digest, name in known.items())
-        raise MetricError(f"the two sides are of different detectors (SHA-256): {made}")
 
 
 def _require_equal_width(real: Collected, generated: Collected) -> None:

@@ -1,15 +1,12 @@
 """Metrics of a run while it trains."""
 
 import logging
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from dnnlib.util import first_line
-from metrics import MetricError
 from metrics.evaluation import Evaluation, Settings
-from metrics.job import choose_batch
 from metrics.registry import parse_metrics
 from metrics.report import append_result, describe, json_line, keep_best
 from metrics.sides import FileSide, NetworkSide
@@ -24,15 +21,14 @@ class RunMetrics:
     """Measures the generator of every snapshot, records the results and keeps the best ones.
 
     names: comma-separated metrics; data: path of the data set; max_size, xflip, random_seed: what
-    training uses of it; settings: how to measure, but for the batch. Opens the data and loads the
+    training uses of it; settings: how to measure. Opens the data and loads the
     detectors. Raises MetricError.
     """
 
     def __init__(self, names: str, settings: Settings, data: str, **view) -> None:
         self._metrics = parse_metrics(names)
         self._files = ImageFiles(data, **view)
-        batch = choose_batch(self._files.size, settings.device)
-        self._settings = replace(settings, batch=batch)
+        self._settings = settings
         self._evaluation = Evaluation(FileSide(self._files), self._settings)
         self._evaluation.load_detectors(self._metrics)
         self._labels: dict | None = None
@@ -45,9 +41,11 @@ class RunMetrics:
         """
         try:
             return self._measure(G_ema, snapshot)
-        except (MetricError, OSError) as error:
+        except Exception as error:  # whatever it is, training goes on
             logger.warning("No metrics of %s: %s", snapshot.name, first_line(error))
-            return {}
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()  # outside of the handler, where the error's frames are gone
+        return {}
 
     def _measure(self, G_ema: torch.nn.Module, snapshot: Path) -> dict[str, float]:
         if G_ema.c_dim > 0 and self._labels is None:

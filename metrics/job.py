@@ -1,13 +1,10 @@
 """One call of calc_metrics.py: opens both sides, in every process, and measures."""
 
-import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import click
-import psutil
-import torch
 
 import legacy
 from dnnlib.util import DownloadError, first_line, open_url
@@ -19,28 +16,27 @@ from metrics.sources import ImageFiles
 from torch_utils.distributed import Processes, device_of
 from training.networks import Generator
 
-__all__ = ["Job", "choose_batch", "is_snapshot", "run_job"]
+__all__ = ["Job", "run_job"]
 
-_BYTES_A_PIXEL = 4 * 64 * 6  # float32, 64 channels, a few layers alive at once
-_DETECTOR_PIXELS = 299 * 299  # detectors bring small images to about this size
-_BATCH = 64
+_VIEW_TYPES = {"path": str, "max_size": int, "random_seed": int, "xflip": bool}
 
 
 @dataclass(frozen=True)
 class Job:
     """What to measure on what.
 
-    generated: snapshot (path or URL), folder, zip or .npz; data: data set of the snapshot, None:
-    the one that it names; real: what to compare with, None: data; mirror: whether training used
-    mirrored images, None: as the snapshot says; batch None: chosen for memory.
+    network: snapshot (path or URL), or fake: folder, zip or .npz; data: data set of the snapshot,
+    None: the one that it names, with the subset that it names; real: what to compare with, None:
+    data; mirror: whether to add mirrored images where a metric is not "_full", None: as the
+    snapshot says.
     """
 
     metrics: tuple[str, ...]
-    generated: str
+    network: str | None = None
+    fake: str | None = None
     data: str | None = None
     real: str | None = None
     mirror: bool | None = None
-    batch: int | None = None
     settings: Settings = Settings()
 
 
@@ -57,62 +53,68 @@ def run_job(processes: Processes, job: Job) -> list[Result] | None:
         device = str(device_of(processes.rank, device))
     settings = replace(job.settings, device=device)
     needs_real = any(metric.num_real != 0 for metric in metrics)
-    generated, real = _open(job, settings, needs_real)
+    if job.network is not None:
+        generated, real = _open_network(job, settings, needs_real, processes)
+    else:
+        generated, real = _open_files(job, needs_real)
     if processes.first:
         for warning in comparison_warnings(real, generated):
             click.echo(f"Warning: {warning}.", err=True)
-    batch = job.batch or choose_batch(generated.size, device, processes.count)
-    evaluation = Evaluation(real, replace(settings, batch=batch), processes)
-    return evaluation.measure(metrics, generated)
+    return Evaluation(real, settings, processes).measure(metrics, generated)
 
 
-def _open(job: Job, settings: Settings, needs_real: bool) -> tuple[Side, Side | None]:
-    """The generated and the real side."""
-    if is_snapshot(job.generated):
-        return _open_network(job, settings, needs_real)
-    real_path = job.real or job.data
-    return open_files(job.generated), open_files(real_path) if needs_real and real_path else None
+def _open_files(job: Job, needs_real: bool) -> tuple[Side, Side | None]:
+    real = job.real or job.data
+    if not (needs_real and real):
+        return open_files(job.fake), None
+    return open_files(job.fake), open_files(real, xflip=bool(job.mirror))
 
 
-def _open_network(job: Job, settings: Settings, needs_real: bool) -> tuple[Side, Side | None]:
-    network, kwargs = _load_generator(job.generated)
-    mirrored = bool(kwargs.get("xflip")) if job.mirror is None else job.mirror
-    subset = {name: kwargs[name] for name in ("max_size", "random_seed") if kwargs.get(name)}
-    trained_on = _files_of_snapshot(kwargs.get("path"), job.data, xflip=mirrored, **subset)
-    data = ImageFiles(job.data, xflip=mirrored, **subset) if job.data else trained_on
-    nowhere = f"the data set {job.data or kwargs.get('path')} is not here: say by --data where"
-    labels = None
+def _open_network(
+    job: Job, settings: Settings, needs_real: bool, processes: Processes
+) -> tuple[Side, Side | None]:
+    network, view = processes.first_alone(lambda: _load_generator(job.network))
+    if job.mirror is not None:
+        view["xflip"] = job.mirror
+    data, labels = None, None
+    if network.c_dim > 0 or (needs_real and job.real is None):
+        data = _open_data(job.data, view)
     if network.c_dim > 0:
-        if data is None:
-            raise MetricError(f"the network is conditional, and {nowhere} its labels are")
         labels = {full: data.labels(full) for full in (True, False)}
     generated = NetworkSide(network.to(settings.device), labels, settings.seed, settings.noise_mode)
-    generated.resampling = trained_on and trained_on.resampling
     if not needs_real:
         return generated, None
+    generated.resampling = _resampling(view.get("path"))
     if job.real is not None:
         # The subset was of the snapshot's own data set, and says nothing about other images.
-        view = {} if job.real.endswith(".npz") else {"xflip": mirrored}
-        return generated, open_files(job.real, **view)
-    if data is None:
-        raise MetricError(f"{nowhere} it is, or give images by --real")
+        return generated, open_files(job.real, xflip=view.get("xflip", False))
     return generated, FileSide(data)
 
 
-def _files_of_snapshot(path: str | None, instead: str | None, **view: Any) -> ImageFiles | None:
-    """What the network was trained on, where it is still there; it may be damaged if not needed."""
-    if path is None or not Path(path).exists():
+def _open_data(path: str | None, view: dict[str, Any]) -> ImageFiles:
+    """The data set at a path of the user's own, or the snapshot's with its subset."""
+    if path is not None:
+        return ImageFiles(path, xflip=view.get("xflip", False))
+    if not Path(view.get("path", "")).exists() or "path" not in view:
+        raise MetricError(
+            f"the data set {view.get('path', 'of the network')} is not here: say by --data where "
+            "its images and labels are"
+        )
+    return ImageFiles(**view)
+
+
+def _resampling(path: str | None) -> str | None:
+    """By what the images of training were resized; they may be gone or damaged by now."""
+    if path is None:
         return None
     try:
-        return ImageFiles(path, **view)
+        return ImageFiles(path).resampling
     except MetricError:
-        if instead is None:
-            raise
         return None
 
 
 def _load_generator(name: str) -> tuple[Any, dict[str, Any]]:
-    """G_ema of a snapshot and the arguments of its data set."""
+    """G_ema of a snapshot, and its data set and what training used of it, where it says so."""
     try:
         with open_url(name) as file:
             data = legacy.load_network_pkl(file)
@@ -126,18 +128,15 @@ def _load_generator(name: str) -> tuple[Any, dict[str, Any]]:
     network = data["G_ema"]
     if not isinstance(network, Generator) or network.img_channels not in (1, 3):
         raise MetricError(f"cannot use --network={name}: its G_ema makes no grey or RGB images")
-    return network.requires_grad_(False), data["training_set_kwargs"] or {}
+    return network.requires_grad_(False), _view(name, data["training_set_kwargs"] or {})
 
 
-def choose_batch(size: tuple[int, int] | None, device: str, processes: int = 1) -> int:
-    """Images a forward pass: as many as half of the free memory holds by a rough estimate.
-
-    A power of two from 4 to 64. size: (width, height) of the images.
-    """
-    if torch.device(device).type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-    else:
-        free = psutil.virtual_memory().available // processes
-    width, height = size or (1, 1)
-    fits = free / 2 / (max(width * height, _DETECTOR_PIXELS) * _BYTES_A_PIXEL)
-    return int(min(max(2 ** math.floor(math.log2(max(fits, 1))), 4), _BATCH))
+def _view(name: str, kwargs: dict[str, Any]) -> dict[str, Any]:
+    view = {key: kwargs[key] for key in _VIEW_TYPES if kwargs.get(key) is not None}
+    for key, value in view.items():
+        if type(value) is not _VIEW_TYPES[key]:
+            raise MetricError(
+                f"cannot use --network={name}: its training_set_kwargs have {key}={value!r}, "
+                f"not {_VIEW_TYPES[key].__name__}"
+            )
+    return view

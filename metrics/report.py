@@ -19,7 +19,7 @@ def json_line(result: Result, snapshot: str | None, run_dir: Path | None = None)
     """The record of a result: the official fields, then ours (detector, counts, seed)."""
     name = snapshot
     if snapshot is not None and run_dir is not None:
-        name = str(Path(snapshot).resolve().relative_to(run_dir.resolve()))
+        name = Path(snapshot).name
     return json.dumps(
         {
             "results": result.values,
@@ -71,11 +71,15 @@ def keep_best(run_dir: Path, result: Result, snapshot: Path) -> list[Path]:
     """Copy a snapshot to network-best-METRIC.pkl for every value that is the best of the run.
 
     Call it after append_result(): the run's earlier values are read from its JSON lines, so that
-    a run that is continued remembers. Returns the files written. Raises OSError.
+    a run that is continued remembers. Values are compared with those that were measured alike.
+    Returns the files written. Raises OSError.
     """
     history = read_records(run_dir / f"metric-{result.metric}.jsonl")[:-1]
+    history = [record for record in history if _is_alike(record, result)]
     written = []
     for name, sign in result.better.items():
+        if not _is_number(result.values[name]):
+            continue
         values = [record.get("results", {}).get(name) for record in history]
         earlier = list(filter(_is_number, values))
         best = {"lower": min, "higher": max}[sign]
@@ -85,6 +89,20 @@ def keep_best(run_dir: Path, result: Result, snapshot: Path) -> list[Path]:
                 shutil.copyfileobj(source, target)
             written.append(path)
     return written
+
+
+def _is_alike(record: dict[str, Any], result: Result) -> bool:
+    """Whether an earlier record is of the same detector, seed, noise and numbers of images."""
+    same = {
+        "num_real": result.num_real,
+        "num_generated": result.num_generated,
+        **result.settings,
+    }
+    detector = record.get("detector")
+    sha256 = detector.get("sha256") if isinstance(detector, dict) else None
+    return sha256 == (result.detector or {}).get("sha256") and all(
+        record.get(name) == value for name, value in same.items()
+    )
 
 
 def _is_number(value: Any) -> bool:

@@ -188,6 +188,6 @@ def _are_probabilities(rows: np.ndarray) -> bool:
 
 def open_files(path: str, **view: Any) -> Side:
     """The side that a path stands for: a folder or zip of images, or a .npz of features."""
-    if str(path).endswith(".npz"):
+    if str(path).lower().endswith(".npz"):
         return FeatureSide(FeatureFile(path))
     return FileSide(ImageFiles(path, **view))

@@ -192,14 +192,12 @@ class FileFeatures:
 class FeatureFile:
     """Saved features: a .npz file with an array `features` [N, D] of real numbers.
 
-    An array `detector` with the SHA-256 of the network that made them is taken as true, where
-    there is one. rows are float32. Raises MetricError.
+    rows are float32. Raises MetricError.
     """
 
     def __init__(self, path: str | os.PathLike) -> None:
         self.path = os.fspath(path)
-        arrays = _read_arrays(self.path)
-        features = arrays["features"]
+        features = _read_features(self.path)
         if features.ndim != 2 or features.dtype.kind not in "fiu" or 0 in features.shape:
             raise MetricError(
                 f"'{path}' has features of shape {list(features.shape)} and type {features.dtype}; "
@@ -208,23 +206,20 @@ class FeatureFile:
         with np.errstate(over="ignore"):  # infinity is refused below
             self.rows = features.astype(np.float32)
         require_finite(self.rows, 0, f"'{path}': feature vector")
-        self.detector_sha256 = str(arrays["detector"]) if "detector" in arrays else None
         self.sha256 = file_sha256(Path(path))
 
 
-def _read_arrays(path: str) -> dict[str, np.ndarray]:
+def _read_features(path: str) -> np.ndarray:
     try:
         # Opened here: np.load() leaves a file open that is no zip.
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
-            names = {"features", "detector"} & set(archive.files)
-            arrays = {name: archive[name] for name in names}
+            if "features" in archive.files:
+                return archive["features"]
     except Exception as error:  # whatever a damaged file makes NumPy and zipfile raise
         raise MetricError(f"'{path}' is no readable .npz file: {first_line(error)}") from None
-    if "features" not in arrays:
-        raise MetricError(
-            f"'{path}' has no array called features; make it with numpy.savez(FILE, features=ARRAY)"
-        )
-    return arrays
+    raise MetricError(
+        f"'{path}' has no array called features; make it with numpy.savez(FILE, features=ARRAY)"
+    )
 
 
 def _meta(store: Any) -> dict[str, Any]:

@@ -89,6 +89,14 @@ def test_the_newest_snapshot_is_the_default_and_its_run_gets_the_result(files):
     assert (newest / "metric-is20@tiny.jsonl").exists()
 
 
+def test_a_run_folder_stands_for_its_newest_snapshot(files):
+    folder = make_run(files, 3, [(4, 20), (8, 30)])
+    [record], words = measured(
+        f"--network={folder}", "--metrics=is20", f"--detector={files['detector']}"
+    )
+    assert record["snapshot_pkl"] == "network-snapshot-000004.pkl" and str(folder) in words
+
+
 def test_two_sides_of_files(files, tmp_path):
     images = make_data.pixels(30, 16, 3, seed=1)
     folder = make_data.write_folder(tmp_path / "fakes", {
@@ -127,6 +135,8 @@ def test_the_seed_and_the_noise_change_the_images(files):
     [
         ([], "no snapshot below training-runs/: give --network, or images by --fake"),
         (["--network=a.pkl", "--fake=b"], "Give --network or --fake, not both"),
+        (["--network=."], "no network-snapshot-*.pkl in --network=.; for images give --fake"),
+        (["--fake=.", "--data=.", "--real=."], "Give --data or --real, not both"),
         (["--fake=no.zip"], "--fake=no.zip does not exist"),
         (["--metrics=fid50k_ful"], "no metric is called 'fid50k_ful'"),
         (["--metrics=none"], "--metrics names none"),

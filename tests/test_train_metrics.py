@@ -7,8 +7,8 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from metrics import follow
-from metrics.evaluation import Settings
+from metrics import MetricError
+from metrics.evaluation import Evaluation, Settings
 from metrics.job import Job, run_job
 from tests import tiny
 from tests.train_cli import SMALL, invoke, refused, snapshot, trained
@@ -61,7 +61,7 @@ def test_calc_metrics_finds_the_same_numbers(first, files):
     run_dir, _ = first
     last = records(run_dir, "fid20_full@own")[-1]
     settings = Settings(detector=files["detector"])
-    job = Job(("fid20_full",), str(run_dir / last["snapshot_pkl"]), settings=settings)
+    job = Job(("fid20_full",), network=str(run_dir / last["snapshot_pkl"]), settings=settings)
     [result] = run_job(Processes(), job)
     assert result.values["fid20_full@own"] == pytest.approx(
         last["results"]["fid20_full@own"], rel=1e-6
@@ -120,16 +120,26 @@ def test_keep(files, tmp_path):
     assert names == ["network-snapshot-000001.pkl", "network-snapshot-000009.pkl"]
 
 
-def test_a_measurement_that_fails_does_not_end_training(files, tmp_path, monkeypatch):
-    def broken(self, metrics, generated):
-        raise follow.MetricError("generated image 3 is not finite")
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (MetricError("generated image 3 is not finite"), "generated image 3 is not finite"),
+        (RuntimeError("eigenvalues failed"), "eigenvalues failed"),
+        (torch.OutOfMemoryError("CUDA out of memory"), "not enough memory on cpu"),
+    ],
+)
+def test_a_measurement_that_fails_does_not_end_training(
+    files, tmp_path, monkeypatch, error, message
+):
+    def broken(*args):
+        raise error
 
-    monkeypatch.setattr(follow.Evaluation, "measure", broken)
+    monkeypatch.setattr(Evaluation, "_compute", broken)
     run_dir, output = trained(
         f"--data={files['data']}", f"--outdir={tmp_path}", "--kimg=1", "--metrics=is20",
         f"--detector={files['detector']}",
     )  # fmt: skip
-    warning = "No metrics of network-snapshot-000001.pkl: generated image 3 is not finite"
+    warning = f"No metrics of network-snapshot-000001.pkl: {message}"
     assert warning in output and warning in (run_dir / "log.txt").read_text()
 
 

@@ -224,6 +224,36 @@ def test_detectors_that_misbehave(tmp_path, body, message):
     assert "\n" not in str(error.value)
 
 
+class Greedy(torch.nn.Module):
+    """Has memory for two images at a time."""
+
+    def __init__(self, error):
+        super().__init__()
+        self.error, self.seen = error, []
+
+    def forward(self, images, return_features: bool = False):
+        if len(images) > 2:
+            raise self.error
+        self.seen.append(len(images))
+        return images.float().flatten(1)
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("full"), RuntimeError("interpreter: CUDA out of memory.")]
+)
+def test_a_batch_too_large_for_memory_is_halved(error):
+    network = Greedy(error)
+    detector = detectors.Detector(network, "greedy", "ab", "greedy.pt", CPU)
+    np.testing.assert_array_equal(detector(images(), "features"), images().flatten(1))
+    assert network.seen == [2, 2, 1]
+
+
+def test_a_batch_of_ones_own():
+    network = Greedy(RuntimeError("too many"))
+    detectors.Detector(network, "greedy", "ab", "greedy.pt", CPU)(images(), "features", batch=1)
+    assert network.seen == [1] * 5
+
+
 def test_an_output_that_a_detector_lacks(tmp_path):
     source = "def forward(self, x, return_features: bool = False):\n    return x.flatten(1)\n"
     detector = load_detector("inception", scripted(tmp_path, source), CPU)

@@ -9,7 +9,7 @@ from dnnlib.util import cache_path, cache_root
 from metrics import MetricError, detectors, evaluation, generated
 from metrics.detectors import STANDARD_URLS
 from metrics.evaluation import Evaluation, Settings, comparison_warnings, repeatable
-from metrics.job import Job, choose_batch, run_job
+from metrics.job import Job, run_job
 from metrics.registry import find_metric
 from metrics.sides import open_files
 from tests import make_data, tiny
@@ -41,7 +41,8 @@ def files(tmp_path_factory):
 
 def job(files, *metrics, **changes):
     settings = Settings(detector=files["detector"], **changes.pop("settings", {}))
-    chosen = dict(metrics=metrics, generated=files["network"], batch=8, settings=settings)
+    network = None if "fake" in changes else files["network"]
+    chosen = dict(metrics=metrics, network=network, settings=settings)
     return Job(**(chosen | changes))
 
 
@@ -67,7 +68,7 @@ def test_a_measurement_repeats_with_the_cache_without_it_and_in_other_batches(fi
     assert values(run_job(Processes(), job(files, *names))) == first
     uncached = job(files, *names, settings={"cache": False})
     assert values(run_job(Processes(), uncached)) == first
-    other = values(run_job(Processes(), job(files, *names, batch=5)))
+    other = values(run_job(Processes(), job(files, *names, settings={"batch": 5})))
     assert other == pytest.approx(first, rel=1e-4)
     assert values(run_job(Processes(), job(files, *names, settings={"seed": 1}))) != first
 
@@ -80,31 +81,32 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-def test_two_processes_find_what_one_finds(files, one_thread):
-    names = ("fid20_full", "fid20", "kid20_full", "pr203_full", "is20", "ppl2_wend8")
+def test_several_processes_find_what_one_finds(files, one_thread):
+    names = ("fid150_full", "fid150", "kid150_full", "pr2003_full", "is150", "ppl2_wend70")
     asked = job(files, *names, settings={"cache": False})
     alone = run_job(Processes(), asked)
-    together = run_processes(run_job, 2, asked)
-    assert values(together) == values(alone)
-    assert {result.processes for result in together} == {2}
+    for count in (2, 3):
+        together = run_processes(run_job, count, asked)
+        assert values(together) == values(alone)
+        assert {result.processes for result in together} == {count}
 
 
 def test_an_image_that_cannot_be_read_ends_both_processes(files, tmp_path):
-    images = [make_data.encode(image) for image in make_data.pixels(12, 8)]
-    images[9] = images[9][:60]  # in the second batch: of the second process
+    images = [make_data.encode(image) for image in make_data.pixels(80, 8)]
+    images[70] = images[70][:60]  # in the second batch: of the second process
     named = {f"{index:02d}.png": data for index, data in enumerate(images)}
     broken = make_data.write_zip(tmp_path / "broken.zip", named)
-    with pytest.raises(WorkerError, match="^image 9 .'09.png' in .* cannot be read"):
-        run_processes(run_job, 2, job(files, "fid20_full", generated=broken, real=files["data"]))
+    with pytest.raises(WorkerError, match="^image 70 .'70.png' in .* cannot be read"):
+        run_processes(run_job, 2, job(files, "fid50k_full", fake=broken, real=files["data"]))
 
 
 def count_calls(monkeypatch):
     calls = []
     plain = detectors.Detector.__call__
 
-    def counting(self, images, output, start=0):
+    def counting(self, images, output, start=0, batch=64):
         calls.append(len(images))
-        return plain(self, images, output, start)
+        return plain(self, images, output, start, batch)
 
     monkeypatch.setattr(detectors.Detector, "__call__", counting)
     return calls
@@ -165,22 +167,22 @@ def test_a_corrupt_cache_is_rebuilt(files, caplog):
 def test_full_ignores_subset_and_mirroring(files, tmp_path):
     view = dict(max_size=6, xflip=True, random_seed=0)
     network = tiny.write_snapshot(tmp_path / "s.pkl", files["data"], **view)
-    full, part = run_job(Processes(), job(files, "fid20_full", "fid20", generated=network))
+    full, part = run_job(Processes(), job(files, "fid20_full", "fid20", network=network))
     assert (full.num_real, part.num_real) == (20, 12)
-    [changed] = run_job(Processes(), job(files, "fid20", generated=network, mirror=False))
+    [changed] = run_job(Processes(), job(files, "fid20", network=network, mirror=False))
     assert changed.num_real == 6
 
 
 def test_files_on_both_sides(files, tmp_path):
     other = make_data.write_zip(tmp_path / "b.zip", make_data.archive_files(
         make_data.pixels(12, 8, 1, seed=5)))  # fmt: skip
-    same = job(files, "fid50k_full", "pr50k3_full", generated=files["data"], real=files["data"])
+    same = job(files, "fid50k_full", "pr50k3_full", fake=files["data"], real=files["data"])
     assert values(run_job(Processes(), same)) == {
         "fid20_full@tiny": pytest.approx(0, abs=1e-9),
         "pr203_full_precision@tiny": 1,
         "pr203_full_recall@tiny": 1,
     }
-    [result] = run_job(Processes(), job(files, "fid50k_full", generated=other, real=files["data"]))
+    [result] = run_job(Processes(), job(files, "fid50k_full", fake=other, real=files["data"]))
     assert result.metric == "fid12_full@tiny", "named by the images that there were"
     assert result.values["fid12_full@tiny"] > 0
 
@@ -188,14 +190,15 @@ def test_files_on_both_sides(files, tmp_path):
 def test_one_image(files, tmp_path):
     one = make_data.write_zip(tmp_path / "one.zip", make_data.archive_files(
         make_data.pixels(1, 8, 1)))  # fmt: skip
-    [result] = run_job(Processes(), job(files, "fid50k_full", generated=one, real=files["data"]))
+    [result] = run_job(Processes(), job(files, "fid50k_full", fake=one, real=files["data"]))
     assert result.metric == "fid1_full@tiny" and result.values["fid1_full@tiny"] > 0
     with pytest.raises(MetricError, match="at least 4 images"):
-        run_job(Processes(), job(files, "pr50k3_full", generated=one, real=files["data"]))
+        run_job(Processes(), job(files, "pr50k3_full", fake=one, real=files["data"]))
 
 
-def save_features(path, rows, **arrays):
-    np.savez(path, features=rows, **arrays)
+def save_features(path, rows):
+    with open(path, "wb") as file:  # under exactly that name
+        np.savez(file, features=rows)
     return str(path)
 
 
@@ -203,47 +206,39 @@ def test_saved_features_need_no_detector(tmp_path):
     rows = np.random.RandomState(0).randn(60, 4)
     real = save_features(tmp_path / "real.npz", rows)
     fake = save_features(tmp_path / "fake.npz", rows + [3, 0, 0, 0])
-    asked = Job(metrics=("fid50k_full", "kid50k_full"), generated=fake, real=real)
+    asked = Job(metrics=("fid50k_full", "kid50k_full"), fake=fake, real=real)
     results = run_job(Processes(), asked)
     assert values(results)["fid60_full@features"] == pytest.approx(9, rel=1e-5)
     assert results[0].detector["name"] == "features"
 
 
 def test_saved_features_against_images(files, tmp_path):
-    evaluated = run_job(Processes(), job(files, "fid20_full"))
-    sha256 = evaluated[0].detector["sha256"]
     rows = np.random.RandomState(0).rand(30, 64)
-    unsigned = save_features(tmp_path / "unsigned.npz", rows)
-    signed = save_features(tmp_path / "signed.npz", rows, detector=sha256)
-    other = save_features(tmp_path / "other.npz", rows, detector="ab" * 32)
+    saved = save_features(tmp_path / "saved.NPZ", rows)
     narrow = save_features(tmp_path / "narrow.npz", rows[:, :5])
-    for path, name in ((unsigned, "fid20_full@features"), (signed, "fid20_full@tiny")):
-        [result] = run_job(Processes(), job(files, "fid20_full", real=path))
-        assert result.metric == name
-    for path, message in ((other, "different detectors"), (narrow, "different lengths")):
-        with pytest.raises(MetricError, match=message):
-            run_job(Processes(), job(files, "fid20_full", real=path))
-    with pytest.raises(MetricError, match="different detectors"):
-        run_job(Processes(), Job(("fid50k_full",), generated=signed, real=other))
+    [result] = run_job(Processes(), job(files, "fid20_full", real=saved))
+    assert result.metric == "fid20_full@features" and result.detector["sha256"].startswith("file:")
+    with pytest.raises(MetricError, match="different lengths"):
+        run_job(Processes(), job(files, "fid20_full", real=narrow))
 
 
 def test_features_are_no_probabilities(tmp_path):
     rows = save_features(tmp_path / "rows.npz", np.random.RandomState(0).randn(60, 4))
     with pytest.raises(MetricError, match="needs probabilities"):
-        run_job(Processes(), Job(("is50k",), generated=rows))
+        run_job(Processes(), Job(("is50k",), fake=rows))
     rows = save_features(tmp_path / "rows.npz", np.eye(4)[np.arange(60) % 4])
-    [result] = run_job(Processes(), Job(("is50k",), generated=rows))
+    [result] = run_job(Processes(), Job(("is50k",), fake=rows))
     assert result.values["is60_mean@features"] == pytest.approx(4, rel=0.1)
 
 
 @pytest.mark.parametrize(
     ("metric", "changes", "message"),
     [
-        ("ppl2_wend8", dict(generated="data", real="data"), "path lengths need a snapshot"),
-        ("fid20_full", dict(generated="data"), "needs real images: give them by --data or --real"),
+        ("ppl2_wend8", dict(fake="data", real="data"), "path lengths need a snapshot"),
+        ("fid20_full", dict(fake="data"), "needs real images: give them by --data or --real"),
         ("fid20_full", dict(data="nowhere"), "'nowhere' does not exist"),
-        ("fid20_full", dict(generated="detector"), "cannot use --network="),
-        ("fid20_full", dict(generated="nowhere"), "cannot read --network=.*No such file"),
+        ("fid20_full", dict(network="detector"), "cannot use --network="),
+        ("fid20_full", dict(network="nowhere"), "cannot read --network=.*No such file"),
     ],
 )
 def test_what_cannot_be_measured(files, metric, changes, message):
@@ -253,14 +248,14 @@ def test_what_cannot_be_measured(files, metric, changes, message):
 
 
 def test_a_data_set_that_has_moved(files, tmp_path):
-    for c_dim, message in ((0, "is not here: say by --data where it is"), (3, "its labels are")):
+    for c_dim, message in ((0, "is not here: say by --data where"), (3, "and labels are")):
         network = tiny.write_snapshot(tmp_path / "s.pkl", "moved.zip", c_dim=c_dim)
         with pytest.raises(MetricError, match=f"moved.zip.*{message}"):
-            run_job(Processes(), job(files, "fid20_full", generated=network))
-        moved = job(files, "fid20_full", generated=network, data=files["data"])
+            run_job(Processes(), job(files, "fid20_full", network=network))
+        moved = job(files, "fid20_full", network=network, data=files["data"])
         assert run_job(Processes(), moved)[0].num_real == 20
-    with pytest.raises(MetricError, match="its labels are"):
-        run_job(Processes(), job(files, "is20", generated=network))
+    with pytest.raises(MetricError, match="is not here"):
+        run_job(Processes(), job(files, "is20", network=network))
 
 
 def test_real_images_of_ones_own_beside_the_data_set(files, tmp_path):
@@ -268,7 +263,7 @@ def test_real_images_of_ones_own_beside_the_data_set(files, tmp_path):
     network = tiny.write_snapshot(tmp_path / "s.pkl", files["data"], c_dim=3, **view)
     other = tiny.write_data(tmp_path / "other.zip", count=9)
     full, part = run_job(
-        Processes(), job(files, "fid20_full", "fid20", generated=network, real=other)
+        Processes(), job(files, "fid20_full", "fid20", network=network, real=other)
     )
     assert (full.num_real, part.num_real) == (9, 18), "mirrored, and no subset of other images"
 
@@ -276,7 +271,7 @@ def test_real_images_of_ones_own_beside_the_data_set(files, tmp_path):
 def test_no_network_is_used_before_sides_are_found_wanting(files, monkeypatch):
     monkeypatch.setattr(evaluation, "load_detector", pytest.fail)
     with pytest.raises(MetricError, match="path lengths need a snapshot"):
-        run_job(Processes(), job(files, "ppl2_wend", generated=files["data"]))
+        run_job(Processes(), job(files, "ppl2_wend", fake=files["data"]))
 
 
 def test_only_the_standard_detector_gives_bare_names(files, monkeypatch):
@@ -338,8 +333,36 @@ def test_one_evaluation_measures_several_networks(files):
     assert abs(result.values["kid20_full@tiny"]) < 1, "which needs more than the mean of features"
 
 
-@pytest.mark.parametrize("size", [None, (8, 8), (1024, 1024), (8192, 8192)])
-def test_the_batch_is_a_power_of_two(size):
-    batch = choose_batch(size, "cpu")
-    assert 4 <= batch <= 64 and batch & (batch - 1) == 0
-    assert choose_batch((10**6, 10**6), "cpu") == 4
+def test_what_is_not_needed_may_be_damaged(files, tmp_path):
+    (tmp_path / "damaged.zip").write_bytes(b"no zip")
+    network = tiny.write_snapshot(tmp_path / "s.pkl", tmp_path / "damaged.zip", max_size=5)
+    run_job(Processes(), job(files, "is20", network=network))
+    for other in (dict(real=files["data"]), dict(data=files["data"])):
+        [result] = run_job(Processes(), job(files, "fid20", network=network, **other))
+        assert result.num_real == 20, "the subset was of the snapshot's data set"
+
+
+@pytest.mark.parametrize("kwargs", [dict(max_size="7"), dict(xflip=2)])
+def test_a_snapshot_with_settings_of_a_wrong_type(files, tmp_path, kwargs):
+    network = tiny.write_snapshot(tmp_path / "s.pkl", files["data"], **kwargs)
+    [(name, value)] = kwargs.items()
+    with pytest.raises(MetricError, match=f"its training_set_kwargs have {name}={value!r}, not"):
+        run_job(Processes(), job(files, "fid20", network=network))
+
+
+def test_mirror_holds_for_real_images_of_ones_own(files):
+    names = ("fid20_full", "fid20")
+    asked = job(files, *names, fake=files["data"], real=files["data"], mirror=True)
+    assert [result.num_real for result in run_job(Processes(), asked)] == [20, 40]
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("CUDA out of memory.")]
+)
+def test_too_little_memory_for_the_generator(files, monkeypatch, error):
+    def fail(self, first):
+        raise error
+
+    monkeypatch.setattr(generated.GeneratedFeatures, "_group", fail)
+    with pytest.raises(MetricError, match="^not enough memory on cpu: end what else uses it"):
+        run_job(Processes(), job(files, "is20"))

@@ -65,6 +65,33 @@ def test_the_best_snapshot_is_kept_also_after_the_process_has_ended(run_dir):
     assert record(run_dir, 6.0, b"e") and best(run_dir) == b"e"
 
 
+def test_only_what_was_measured_alike_is_compared(run_dir):
+    record(run_dir, 5.0, b"a")
+    other = [
+        dict(detector={"name": "inception", "sha256": "cd"}), dict(num_real=8),
+        dict(num_generated=20), dict(settings={"seed": 1, "noise_mode": "random"}),
+        dict(settings={"seed": 0, "noise_mode": "const"}),
+    ]  # fmt: skip
+    for number, changes in enumerate(other):
+        assert record(run_dir, 9.0, b"%d" % number, **changes) and best(run_dir) == b"%d" % number
+    assert not record(run_dir, 6.0, b"b"), "5.0 was measured in the same way"
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_not_finite_is_never_the_best(run_dir, value):
+    assert not record(run_dir, value, b"a", better="higher")
+    record(run_dir, 5.0, b"b")
+    assert not record(run_dir, value, b"c") and best(run_dir) == b"b"
+
+
+def test_a_snapshot_that_is_a_link(run_dir, tmp_path):
+    (tmp_path / "elsewhere.pkl").write_bytes(b"x")
+    link = run_dir / "network-snapshot-000008.pkl"
+    link.symlink_to(tmp_path / "elsewhere.pkl")
+    line = json.loads(json_line(result(1.0), str(link), run_dir))
+    assert line["snapshot_pkl"] == "network-snapshot-000008.pkl"
+
+
 def test_higher_is_better_for_some(run_dir):
     for value, content in ((0.3, b"a"), (0.5, b"b"), (0.4, b"c")):
         record(run_dir, value, content, name="pr2k3_full_recall", better="higher")

@@ -1,3 +1,6 @@
+import os
+import signal
+
 import pytest
 import torch
 
@@ -16,6 +19,25 @@ def fail(processes, rank):
     processes.gather(None)  # the others wait
 
 
+def large(processes):
+    return bytes(1 << 20) if processes.first else None
+
+
+def die(processes):
+    if processes.rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    processes.gather(None)
+
+
+def in_order(processes, path):
+    def task():
+        with open(path, "a") as file:
+            file.write(str(processes.rank))
+        return processes.rank
+
+    return processes.gather(processes.first_alone(task))
+
+
 def test_one_process_is_this_one():
     assert run_processes(greet, 1, "hello") == (["hello 0"], "from 0", False)
     with pytest.raises(ValueError, match="process 0 has a reason"):
@@ -29,6 +51,20 @@ def test_two_processes_talk_in_the_order_of_their_ranks():
 def test_an_error_of_one_ends_all_with_its_message():
     with pytest.raises(WorkerError, match="^process 1 has a reason$"):
         run_processes(fail, 2, 1)
+
+
+def test_a_result_larger_than_a_pipe():
+    assert len(run_processes(large, 2)) == 1 << 20
+
+
+def test_a_process_that_is_killed():
+    with pytest.raises(WorkerError, match="^process 1 was killed by signal 9 .often: out of mem"):
+        run_processes(die, 2)
+
+
+def test_the_first_goes_before_the_others(tmp_path):
+    assert run_processes(in_order, 2, str(tmp_path / "order")) == [0, 1]
+    assert (tmp_path / "order").read_text() == "01"
 
 
 def test_devices():
