@@ -28,7 +28,7 @@ $(DEMO)/digits.zip: | install
 	$(BIN)/python dataset_tool.py --source=digits --dest=$@
 
 $(DEMO)/digits.pt: $(DEMO)/digits.zip | install
-	$(BIN)/python -m metrics.train_detector --data=$< --out=$@ --seconds=20
+	$(BIN)/python -m metrics.train_detector --data=$< --out=$@ --steps=600
 
 demo: install $(DEMO)/digits.zip $(DEMO)/digits.pt
 	$(BIN)/python train.py --data=$(DEMO)/digits.zip --outdir=$(DEMO)/runs --cfg=digits \

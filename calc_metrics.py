@@ -67,7 +67,7 @@ _RUNS = Path("training-runs")
               )  # fmt: skip
 @click.option("--device", metavar="NAME", help="cuda or cpu  [default: cuda where there is one]")
 @click.option("--batch", type=click.IntRange(min=1), default=64,
-              help="Most images a forward pass of the detector; half as many where memory is short",
+              help="Most images a pass of the detector; half as many where memory is short",
               )  # fmt: skip
 @click.option("--memory", type=click.FloatRange(min=0, min_open=True), default=1.0, metavar="GB",
               help="Most memory for distances between features")  # fmt: skip

@@ -205,6 +205,8 @@ def choose_metrics(given):
     notes = []
     if "metrics" not in given:
         given["metrics"], notes = metrics_by_default(given)
+        if given["metrics"] == "none":
+            given.pop("detector", None)  # nothing to detect for
     try:
         names = [metric.name for metric in parse_metrics(given["metrics"])]
     except MetricError as error:
@@ -218,7 +220,7 @@ def metrics_by_default(given):
     from torch_utils.devices import find_device
 
     on_cpu = (given.get("device") or str(find_device())) == "cpu"
-    if "detector" in given or not on_cpu:
+    if not on_cpu:
         return "fid50k_full", []
     return "none", [
         "Metrics are off: fid50k_full would take hours on the CPU. For numbers of a small detector "

@@ -100,12 +100,12 @@ def features():
     """Rates of the parts of a measurement on the digits, with a detector trained for them."""
     import torch
 
+    from metrics.classifier import Classifier, save_detector
     from metrics.detectors import load_detector
     from metrics.features import collect
     from metrics.generated import GeneratedFeatures, Latents
     from metrics.moments import MomentsAccumulator
     from metrics.sources import ImageFiles
-    from metrics.train_detector import Classifier, save_detector
     from training.config import TrainingConfig
     from training.dataset import ImageFolderDataset
     from training.state import create_state

@@ -21,13 +21,7 @@ from dnnlib.util import DownloadError, cache_path, first_line, is_url, open_url
 from metrics import MetricError
 from metrics.features import require_finite
 
-__all__ = [
-    "STANDARD_URLS",
-    "TORCH_FIDELITY",
-    "Detector",
-    "is_out_of_memory",
-    "load_detector",
-]
+__all__ = ["STANDARD_URLS", "TORCH_FIDELITY", "Detector", "is_out_of_memory", "load_detector"]
 
 _FOLDER = "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/"
 STANDARD_URLS = {"inception": _FOLDER + "inception-2015-12-05.pt", "vgg16": _FOLDER + "vgg16.pt"}
@@ -179,10 +173,9 @@ def local_file(source: str) -> Path:
         with open_url(source):
             return cache_path(source) if is_url(source) else Path(source)
     except DownloadError as error:
-        path = cache_path(source)
         raise MetricError(
-            f"{error}: download the detector elsewhere and save it as {path.name} in the folder "
-            f"{path.parent}, or make one (python -m metrics.train_detector) for --detector"
+            f"{error}, or choose another detector by --detector (python -m metrics.train_detector "
+            "makes one)"
         ) from None
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else first_line(error)

@@ -182,9 +182,7 @@ class Evaluation:
     def _collect(self, side: Side, images: Images, outputs: dict[Output, set[str]]) -> "_Vectors":
         looks = [
             partial(
-                self._detectors[output.standard],
-                output=output.output,
-                batch=self._settings.batch,
+                self._detectors[output.standard], output=output.output, batch=self._settings.batch
             )
             if side.needs_detector
             else None

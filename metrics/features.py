@@ -41,19 +41,24 @@ class Collected:
 class _Collector:
     """Takes vectors of one kind in order and keeps the statistics that are wanted."""
 
-    def __init__(self, wanted: Set[str]) -> None:
+    def __init__(self, wanted: Set[str], count: int) -> None:
+        self._count, self._taken = count, 0
         self._moments = MomentsAccumulator() if "moments" in wanted else None
-        self._rows: list[np.ndarray] | None = [] if "rows" in wanted else None
+        self._keep = "rows" in wanted
+        self._rows: np.ndarray | None = None
 
     def add(self, rows: np.ndarray) -> None:
         if self._moments is not None:
             self._moments.add(rows)
-        if self._rows is not None:
-            self._rows.append(rows)
+        if self._keep:
+            if self._rows is None:
+                self._rows = np.empty([self._count, rows.shape[1]], rows.dtype)
+            self._rows[self._taken : self._taken + len(rows)] = rows
+            self._taken += len(rows)
 
-    def finish(self, count: int) -> Collected:
+    def finish(self) -> Collected:
         moments = None if self._moments is None else self._moments.finish()
-        return Collected(count, moments, None if self._rows is None else np.concatenate(self._rows))
+        return Collected(self._count, moments, self._rows)
 
 
 def collect(
@@ -74,7 +79,7 @@ def collect(
     computes them so.
     """
     processes = processes or Processes()
-    collectors = [_Collector(statistics) for statistics in wanted]
+    collectors = [_Collector(statistics, count) for statistics in wanted]
     starts = range(processes.rank * batch, count, processes.count * batch)
     rounds = range(0, count, processes.count * batch)
     for number, _ in enumerate(progress(rounds, title)):
@@ -87,7 +92,7 @@ def collect(
             # A process without a batch in the last round sends nothing.
             for collector, rows in zip(collectors, kinds, strict=False):
                 collector.add(rows)
-    return [c.finish(count) for c in collectors] if processes.first else None
+    return [c.finish() for c in collectors] if processes.first else None
 
 
 def require_finite(rows: np.ndarray, start: int, what: str) -> None:

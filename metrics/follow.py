@@ -54,8 +54,8 @@ class RunMetrics:
         generated = NetworkSide(G_ema, self._labels, seed, noise_mode)
         numbers = {}
         for result in self._evaluation.measure(self._metrics, generated):
-            for line in describe(result):
-                logger.info("%s", line)
+            for line in describe(result, histograms=False):
+                logger.info("%s: %s", snapshot.name, line)
             line = json_line(result, str(snapshot), snapshot.parent)
             append_result(snapshot.parent, result, line)
             keep_best(snapshot.parent, result, snapshot)

@@ -3,9 +3,11 @@
 Image i of seed s is the same in whatever batch and process it is made: its latent and label come
 from `numpy.random.RandomState(s * 1000000 + i)`. The latents of seed 0 are therefore those of
 `generate.py --seeds=0-...`. Noise inputs are random, as the field measures; they are drawn for
-groups of `_GROUP` images from the first one's seed.
+groups of `_GROUP` images from the first one's seed. Along paths each group has constant noise of its own,
+drawn in the same way, so that the distance is of the step alone and no one noise decides.
 """
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -119,11 +121,16 @@ class PathLengths(_FromGenerator):
     """
 
     def __init__(self, G: Any, look: Look, latents: Latents, sampling: PathSampling) -> None:
-        super().__init__(G, latents)
+        # A copy: its noise is drawn anew for every group.
+        super().__init__(copy.deepcopy(G), latents)
         self._look, self._sampling = look, sampling
 
     def _group(self, first: int) -> torch.Tensor:
         (z0, z1), c, t = self._draw(first, 2)
+        torch.manual_seed(self._latents.seed * MAX_COUNT + first)
+        for name, buffer in self._G.named_buffers():
+            if name.endswith("noise_const"):
+                buffer.normal_()
         epsilon = self._sampling.epsilon
         t = torch.zeros_like(t) if self._sampling.ends else t
         images = [self._images(self._point(z0, z1, c, at)) for at in (t, t + epsilon)]

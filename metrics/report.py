@@ -49,10 +49,12 @@ def append_result(run_dir: Path, result: Result, line: str) -> None:
         file.write(line + "\n")
 
 
-def describe(result: Result) -> list[str]:
-    """The values in words; a histogram as a line a class."""
+def describe(result: Result, histograms: bool = True) -> list[str]:
+    """The values in words; a histogram as a line a class, or left out."""
     lines = []
     for name, value in result.values.items():
+        if isinstance(value, list) and not histograms:
+            continue
         if isinstance(value, list):
             lines.append(f"{name}:")
             longest = max(*value, 1)
@@ -93,11 +95,7 @@ def keep_best(run_dir: Path, result: Result, snapshot: Path) -> list[Path]:
 
 def _is_alike(record: dict[str, Any], result: Result) -> bool:
     """Whether an earlier record is of the same detector, seed, noise and numbers of images."""
-    same = {
-        "num_real": result.num_real,
-        "num_generated": result.num_generated,
-        **result.settings,
-    }
+    same = {"num_real": result.num_real, "num_generated": result.num_generated, **result.settings}
     detector = record.get("detector")
     sha256 = detector.get("sha256") if isinstance(detector, dict) else None
     return sha256 == (result.detector or {}).get("sha256") and all(

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from metrics.train_detector import Classifier, save_detector
+from metrics.classifier import Classifier, save_detector
 from tests import make_data
 from training.config import TrainingConfig
 from training.networks import Discriminator, Generator

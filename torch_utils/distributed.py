@@ -1,7 +1,6 @@
 """Several processes on one machine that work on one task."""
 
 import contextlib
-import os
 import pickle
 import signal
 import tempfile

@@ -62,7 +62,9 @@ def remove_old_snapshots(
     run_dir: str | PathLike, keep: int, spare: str | PathLike | None = None
 ) -> None:
     """Remove all ``network-snapshot-*.pkl`` of a run folder but the newest and ``spare``."""
-    snapshots = sorted(Path(run_dir).glob("network-snapshot-*.pkl"))
+    found = Path(run_dir).glob("network-snapshot-*.pkl")
+    # By length first: from 1,000,000 kimg on, names are longer and numbers have no zeros in front.
+    snapshots = sorted(found, key=lambda path: (len(path.name), path.name))
     for path in snapshots[:-keep]:
         if spare is None or path != Path(spare):
             path.unlink(missing_ok=True)

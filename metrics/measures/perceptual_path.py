@@ -40,7 +40,7 @@ for _name, _sampling in {
 }.items():
     register(
         _name + "{n}", detector="vgg16", output="lpips", statistic="rows", num_real=0,
-        count_in_name=False, path=_sampling, better={"": "lower"},
+        count_in_name=False, path=_sampling,  # short paths alone make no good generator
     )(ppl)  # fmt: skip
 
 

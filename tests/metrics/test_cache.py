@@ -64,6 +64,14 @@ def test_wrong_shapes_are_damage():
     assert read_cached(path, {"moments"}) is not None
 
 
+def test_what_is_not_finite_is_damage():
+    path, good = cache_file({"data": "x"}), statistics()
+    rows = good.rows.copy()
+    rows[3, 0] = np.nan
+    write_cached(path, Collected(good.count, good.moments, rows))
+    assert read_cached(path, {"rows"}) is None and read_cached(path, {"moments"}) is not None
+
+
 def test_concurrent_writers_and_readers():
     path, stop, seen = cache_file({"data": "x"}), threading.Event(), []
 

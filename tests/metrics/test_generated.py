@@ -110,6 +110,19 @@ def test_path_lengths(G, space, ends):
     assert len(np.unique(whole)) == 9
 
 
+def test_every_group_of_a_path_has_noise_of_its_own(G):
+    before = {name: buffer.clone() for name, buffer in G.named_buffers()}
+    sampling = PathSampling("w", ends=True, crop=False)
+    producer = PathLengths(G, lpips_of_pixels, Latents(0, LABELS), sampling)
+    noise = []
+    for first in (0, 4, 0):
+        producer.rows(first, first + 4)
+        buffers = dict(producer._G.named_buffers())
+        noise.append(torch.cat([b.flatten() for n, b in buffers.items() if "noise_const" in n]))
+    assert len(noise[0]) and (noise[0] != noise[1]).all() and torch.equal(noise[0], noise[2])
+    assert all(torch.equal(buffer, before[name]) for name, buffer in G.named_buffers())
+
+
 class Linear(torch.nn.Module):
     """w = z, image = (w0, w1, 0, ...): distances along paths are known in closed form."""
 

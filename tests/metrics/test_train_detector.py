@@ -4,11 +4,11 @@ import torch
 from click.testing import CliRunner
 
 from metrics import train_detector
+from metrics.classifier import Classifier, Plan, save_detector, train_classifier
 from metrics.detectors import load_detector
-from metrics.train_detector import Classifier, Plan, save_detector, train_classifier
 from tests import make_data, tiny
 
-FAST = ("--max-steps=2", "--device=cpu")
+FAST = ("--steps=2", "--device=cpu")
 
 
 def bars(count=120, size=8):
@@ -28,19 +28,40 @@ def run(*args):
 
 def test_it_learns():
     before = torch.get_rng_state()
-    network, accuracy = train_classifier(*bars(), Plan(max_steps=60, batch=32), progress=False)
+    network, accuracy = train_classifier(*bars(), Plan(steps=60, batch=32), progress=False)
     assert accuracy == 1 and not network.training
     assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_the_same_seed_gives_the_same_network():
-    plan = Plan(max_steps=3, seconds=1e6)
+    plan = Plan(steps=3)
     weights = [train_classifier(*bars(), plan, progress=False)[0].output.weight for _ in range(2)]
     assert torch.equal(*weights)
 
 
+def test_out_of_time(caplog):
+    train_classifier(*bars(), Plan(steps=10**6, seconds=1e-9), progress=False)
+    assert "of 1000000 steps: time is up" in caplog.text
+
+
+def test_images_are_held_out_whatever_their_order():
+    images, labels = bars()
+    labels = (torch.arange(120) % 10 == 9).long()  # a class that every tenth image is of
+    images[labels == 1] = 255
+    images[labels == 0] //= 2
+    accuracy = train_classifier(images, labels, Plan(steps=40, batch=32), progress=False)[1]
+    assert accuracy == 1
+
+
+def test_no_more_images_than_memory_is_for(tmp_path, monkeypatch):
+    data = tiny.write_data(tmp_path / "data.zip", count=40)
+    monkeypatch.setattr(train_detector, "_MAX_BYTES", 3 * 8 * 8 * 25)
+    done = run(f"--data={data}", f"--out={tmp_path / 'own.pt'}", *FAST)
+    assert done.exit_code == 0 and "Training on 25 of 40 images" in done.output
+
+
 def test_a_saved_detector_says_what_the_network_says(tmp_path):
-    network, _ = train_classifier(*bars(), Plan(max_steps=3), progress=False)
+    network, _ = train_classifier(*bars(), Plan(steps=3), progress=False)
     images = bars(9)[0]
     with torch.no_grad():
         expected = network(images)
@@ -94,5 +115,7 @@ def test_places_that_cannot_be_written(tmp_path):
     data = tiny.write_data(tmp_path / "data.zip")
     done = run(f"--data={data}", f"--out={tmp_path / 'no' / 'own.pt'}", *FAST)
     assert done.exit_code == 2 and "there is no such folder" in done.output
+    done = run(f"--data={data}", f"--out={tmp_path}", *FAST)
+    assert done.exit_code == 2 and "that is a folder" in done.output
     done = run(f"--data={tmp_path / 'no.zip'}", f"--out={tmp_path / 'own.pt'}", *FAST)
     assert done.exit_code == 1 and "does not exist" in done.output
