@@ -42,7 +42,7 @@ _RUNS = Path("training-runs")
 @click.option("--metrics", default="fid50k_full", metavar="LIST",
               help="Comma-separated names of metrics, see below")  # fmt: skip
 @click.option("--data", metavar="PATH",
-              help="All images of the network's data set  [default: the snapshot's, with its subset]",
+              help="Data set of the network, all of it  [default: the snapshot's, with its subset]",
               )  # fmt: skip
 @click.option("--mirror", type=bool, metavar="BOOL",
               help="Add x-flipped images to the real ones where a metric's name does not end in "

@@ -1,6 +1,7 @@
 """Measuring: which vectors the metrics need, collected once each, and what is made of them."""
 
 import contextlib
+import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +21,9 @@ from metrics.sides import FeatureSide, Images, Output, Side
 from torch_utils.distributed import Processes
 
 __all__ = ["Evaluation", "Result", "Settings", "comparison_warnings", "progress_bars"]
+
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,7 @@ class Evaluation:
         self._detectors: dict[str, Detector] = {}
         self._known: _Vectors = {}  # of the real side
         self._kept: dict[tuple[Images, Output], set[str]] = {}  # which statistics of them
+        self._warned: set[str] = set()  # names of metrics
         show = settings.verbose and self._processes.first
         self._progress = progress_bars(show)
 
@@ -137,8 +142,24 @@ class Evaluation:
         real = None if need.real is None else self._known[need.real, need.output]
         if real is not None:
             _require_equal_width(real, vectors)
+            self._warn_of_few(need.metric, real, vectors)
         values = need.metric.compute(real, vectors, settings)
         return self._result(need, values, generated, collecting + time.monotonic() - start)
+
+    def _warn_of_few(self, metric: Metric, *sides: Collected) -> None:
+        """Say once when a covariance of too few images is singular."""
+        if metric.statistic != "moments" or metric.name in self._warned:
+            return
+        count, width = min(side.count for side in sides), len(sides[0].moments.mean)
+        if count < width:
+            self._warned.add(metric.name)
+            logger.warning(
+                "%s: %d images are fewer than the %d features, which makes the distance too large; "
+                "compare it with those of as many images only",
+                metric.name,
+                count,
+                width,
+            )
 
     def _collect_real(self, images: Images, outputs: dict[Output, set[str]]) -> None:
         """Put vectors of the real side among the known ones, from the cache where it has them."""

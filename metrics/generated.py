@@ -3,8 +3,8 @@
 Image i of seed s is the same in whatever batch and process it is made: its latent and label come
 from `numpy.random.RandomState(s * 1000000 + i)`. The latents of seed 0 are therefore those of
 `generate.py --seeds=0-...`. Noise inputs are random, as the field measures; they are drawn for
-groups of `_GROUP` images from the first one's seed. Along paths each group has constant noise of its own,
-drawn in the same way, so that the distance is of the step alone and no one noise decides.
+groups of `_GROUP` images from the first one's seed. Along paths each group has constant noise
+of its own, drawn in the same way, so that a distance is of the step alone and no one noise decides.
 """
 
 import copy

@@ -54,7 +54,10 @@ class Metric:
     def name(self) -> str:
         """The name, with the number of generated images."""
         silent = not self.count_in_name and self.num_generated == STANDARD_COUNT
-        return self.template.format(n="" if silent else format_count(self.num_generated))
+        count = format_count(self.num_generated)
+        if not count.endswith("k") and re.search(r"{n}[0-9]", self.template):
+            count += "_k"  # pr1797_k3, since pr17973 could be of 17,973 images
+        return self.template.format(n="" if silent else count)
 
     def with_count(self, count: int) -> "Metric":
         """The same metric over another number of generated images."""
@@ -112,9 +115,10 @@ def find_metric(name: str) -> Metric:
         return _metrics[name]
     for metric in _metrics.values():
         before, after = map(re.escape, metric.template.split("{n}"))
-        match = re.fullmatch(f"{before}([1-9][0-9]*)(k?){after}", name)
+        unit = "k|_k" if after[:1].isdigit() else "k?"
+        match = re.fullmatch(f"{before}([1-9][0-9]*)({unit}){after}", name)
         if match:
-            count = int(match[1]) * (1000 if match[2] else 1)
+            count = int(match[1]) * (1000 if match[2] == "k" else 1)
             if count > MAX_COUNT:
                 raise MetricError(f"{name} asks for more than {MAX_COUNT} images")
             return metric.with_count(count)

@@ -81,7 +81,9 @@ def test_the_newest_snapshot_is_the_default_and_its_run_gets_the_result(files):
     arguments = ("--metrics=fid20_full,is20", f"--detector={files['detector']}", "--verbose=0")
     for _ in range(2):
         records, words = measured(*arguments)
-    assert words.strip() == f"Network: {newest / 'network-snapshot-000002.pkl'}"
+    network, few = words.splitlines()
+    assert network == f"Network: {newest / 'network-snapshot-000002.pkl'}"
+    assert few.startswith("fid20_full: 20 images are fewer than the 64 features")
     assert [record["snapshot_pkl"] for record in records] == ["network-snapshot-000002.pkl"] * 2
     lines = (newest / "metric-fid20_full@tiny.jsonl").read_text().splitlines()
     values = [json.loads(line)["results"]["fid20_full@tiny"] for line in lines]

@@ -39,7 +39,7 @@ def first(files, tmp_path_factory):
         patch.setenv("DNNLIB_CACHE_DIR", str(folder / "cache"))
         return trained(
             f"--data={files['data']}", f"--outdir={folder / 'runs'}", "--cond=1", *COMMON,
-            f"--detector={files['detector']}", "--metrics=fid20_full,pr203,classes20_full",
+            f"--detector={files['detector']}", "--metrics=fid20_full,pr20_k3,classes20_full",
         )  # fmt: skip
 
 
@@ -73,7 +73,7 @@ def test_calc_metrics_finds_the_same_numbers(first, files):
     ("name", "value", "best"),
     [
         ("fid20_full@own", "fid20_full@own", min),
-        ("pr203@own", "pr203_recall@own", max),
+        ("pr20_k3@own", "pr20_k3_recall@own", max),
         ("classes20_full@own", "classes20_full_kl@own", min),
     ],
 )
@@ -95,7 +95,7 @@ def test_numbers_in_tensorboard_and_on_the_page(first):
     assert [scalar.value for scalar in scalars] == pytest.approx(found)
     page = (run_dir / "index.html").read_text()
     assert "<h2>Metrics</h2>" in page and f"<td>{found[-1]:.4g}</td>" in page
-    assert "<th>pr203_recall@own</th>" in page
+    assert "<th>pr20_k3_recall@own</th>" in page
 
 
 def weights(run_dir):
@@ -220,6 +220,6 @@ def test_usage(files, options, message):
 
 def test_values_are_finite_numbers(first):
     run_dir, _ = first
-    for name in ("fid20_full@own", "pr203@own"):
+    for name in ("fid20_full@own", "pr20_k3@own"):
         for record in records(run_dir, name):
             assert np.isfinite(list(record["results"].values())).all()

@@ -16,7 +16,7 @@ from tests import make_data, tiny
 from torch_utils.distributed import Processes, WorkerError, run_processes
 
 ALL = (
-    "fid20_full", "fid20", "kid20_full", "is20", "pr203_full", "dc205_full", "classes20_full",
+    "fid20_full", "fid20", "kid20_full", "is20", "pr20_k3_full", "dc20_k5_full", "classes20_full",
     "ppl2_wend8", "ppl_zfull8", "ppl_wfull8", "ppl_zend8", "ppl_wend8",
 )  # fmt: skip
 
@@ -54,7 +54,9 @@ def test_all_metrics_of_a_snapshot(files):
     results = run_job(Processes(), job(files, *ALL))
     assert [result.metric for result in results] == [f"{name}@tiny" for name in ALL]
     found = values(results)
-    assert {"pr203_full_precision@tiny", "is20_mean@tiny", "dc205_full_coverage@tiny"} <= set(found)
+    assert {"pr20_k3_full_precision@tiny", "is20_mean@tiny", "dc20_k5_full_coverage@tiny"} <= set(
+        found
+    )
     numbers = [value for value in found.values() if not isinstance(value, list)]
     assert np.isfinite(numbers).all()
     assert sum(found["classes20_full_histogram@tiny"]) == 20
@@ -82,7 +84,7 @@ def one_thread():
 
 
 def test_several_processes_find_what_one_finds(files, one_thread):
-    names = ("fid150_full", "fid150", "kid150_full", "pr2003_full", "is150", "ppl2_wend70")
+    names = ("fid150_full", "fid150", "kid150_full", "pr150_k3_full", "is150", "ppl2_wend70")
     asked = job(files, *names, settings={"cache": False})
     alone = run_job(Processes(), asked)
     for count in (2, 3):
@@ -128,7 +130,7 @@ def test_images_are_made_once_whatever_is_looked_at(files, monkeypatch):
         return plain(self, first)
 
     monkeypatch.setattr(generated.GeneratedFeatures, "_group", counting)
-    names = ("fid20_full", "is20", "pr203_full")
+    names = ("fid20_full", "is20", "pr20_k3_full")
     together = run_job(Processes(), job(files, *names))
     assert made == [0, 4, 8, 12, 16]
     alone = [run_job(Processes(), job(files, name))[0] for name in names]
@@ -179,8 +181,8 @@ def test_files_on_both_sides(files, tmp_path):
     same = job(files, "fid50k_full", "pr50k3_full", fake=files["data"], real=files["data"])
     assert values(run_job(Processes(), same)) == {
         "fid20_full@tiny": pytest.approx(0, abs=1e-9),
-        "pr203_full_precision@tiny": 1,
-        "pr203_full_recall@tiny": 1,
+        "pr20_k3_full_precision@tiny": 1,
+        "pr20_k3_full_recall@tiny": 1,
     }
     [result] = run_job(Processes(), job(files, "fid50k_full", fake=other, real=files["data"]))
     assert result.metric == "fid12_full@tiny", "named by the images that there were"

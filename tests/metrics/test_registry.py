@@ -33,8 +33,9 @@ def test_numbers_of_real_images(name, num_real):
 @pytest.mark.parametrize(
     ("name", "base", "count"),
     [("fid2k_full", "fid50k_full", 2000), ("fid1797_full", "fid50k_full", 1797),
-     ("kid7", "kid50k", 7), ("pr20003_full", "pr50k3_full", 2000), ("is1k", "is50k", 1000),
-     ("ppl2_wend10k", "ppl2_wend", 10_000), ("dc2k5_full", "dc50k5_full", 2000)],
+     ("kid7", "kid50k", 7), ("pr2000_k3_full", "pr50k3_full", 2000), ("is1k", "is50k", 1000),
+     ("ppl2_wend10k", "ppl2_wend", 10_000), ("dc2k5_full", "dc50k5_full", 2000),
+     ("pr1797_k3", "pr50k3", 1797)],
 )  # fmt: skip
 def test_other_numbers_of_images(name, base, count):
     found = find_metric(name)
@@ -47,7 +48,7 @@ def test_the_same_number_in_other_words_is_the_standard_metric():
 
 
 @pytest.mark.parametrize("name", ["fid", "fid0k", "fid-5k", "fid50k_ful", "ppl2", "FID50k", "fid50"
-                                  "kk", "", "fid50k_full_x", "fid２k"])  # fmt: skip
+                                  "kk", "", "fid50k_full_x", "pr17973", "fid２k"])  # fmt: skip
 def test_unknown_names(name):
     with pytest.raises(MetricError, match="no metric is called .*fid50k_full, .*such as fid10k"):
         find_metric(name)
