@@ -321,3 +321,10 @@ def test_grid_fits_the_real_data_set(tmp_path):
     assert size == (32, 2)
     assert images.shape == (64, 3, 16, 16)
     assert found.argmax(axis=1).tolist() == [0] * 32 + [1] * 32
+
+
+def test_old_snapshots_go_by_number_and_not_by_spelling(tmp_path):
+    for kimg in ("999999", "1000000"):
+        (tmp_path / f"network-snapshot-{kimg}.pkl").write_bytes(b"")
+    snapshot.remove_old_snapshots(tmp_path, keep=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["network-snapshot-1000000.pkl"]
