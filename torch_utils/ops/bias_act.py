@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as nnf
 
+from torch_utils.ops import backend
+
 
 class Activation(NamedTuple):
     """An activation function and the defaults that go with it.
@@ -54,7 +56,8 @@ def bias_act(  # noqa: PLR0913 - the operator's established signature
         alpha: shape parameter of the activation; None takes its default.
         gain: factor on the activated value; None takes the activation's default.
         clamp: largest magnitude of the result, >= 0; None does not clamp.
-        impl: 'cuda' or 'ref'; both run the same plain PyTorch code.
+        impl: 'cuda' is the native operator of the device of `x` where it can be had (see
+            `backend`); 'ref' is plain PyTorch.
 
     Returns:
         Tensor with the shape, dtype and memory format of `x`.
@@ -63,15 +66,19 @@ def bias_act(  # noqa: PLR0913 - the operator's established signature
         ValueError: an unknown activation or implementation, a bias that does not fit, or a
             negative clamp.
     """
-    if impl not in ("cuda", "ref"):
-        raise ValueError(f"impl must be 'cuda' or 'ref', not {impl!r}")
+    native = backend.uses_native(x, impl)
     if act not in activation_funcs:
         raise ValueError(f"unknown activation {act!r}; choose from {', '.join(activation_funcs)}")
     if clamp is not None and clamp < 0:
         raise ValueError(f"clamp must be at least 0, or None for no clamp, not {clamp}")
     if b is not None:
         _check_bias(x, b, dim)
-    return _bias_act_ref(x, b, dim, act, alpha, gain, clamp)
+    spec = activation_funcs[act]
+    alpha = spec.def_alpha if alpha is None else alpha
+    gain = spec.def_gain if gain is None else gain
+    b = None if b is None else b.to(x.dtype)
+    function = torch.ops.coopinit.bias_act if native else _bias_act_ref
+    return function(x, b, dim, act, alpha, gain, clamp)
 
 
 def _check_bias(x: torch.Tensor, b: torch.Tensor, dim: int) -> None:
@@ -84,12 +91,9 @@ def _check_bias(x: torch.Tensor, b: torch.Tensor, dim: int) -> None:
 
 
 def _bias_act_ref(x, b, dim, act, alpha, gain, clamp):
-    spec = activation_funcs[act]
-    alpha = spec.def_alpha if alpha is None else alpha
-    gain = spec.def_gain if gain is None else gain
     if b is not None:
-        x = x + b.to(x.dtype).reshape([-1 if i == dim else 1 for i in range(x.ndim)])
-    x = spec.func(x, alpha)
+        x = x + b.reshape([-1 if i == dim else 1 for i in range(x.ndim)])
+    x = activation_funcs[act].func(x, alpha)
     if gain != 1:
         x = x * gain
     if clamp is not None:

@@ -11,7 +11,7 @@ from numbers import Number
 import numpy as np
 import torch
 
-from torch_utils.ops import conv2d_gradfix
+from torch_utils.ops import backend, conv2d_gradfix
 
 # From this many taps on, two one-dimensional passes beat one two-dimensional pass.
 _MIN_SEPARABLE_TAPS = 8
@@ -84,14 +84,16 @@ def upfirdn2d(  # noqa: PLR0913 - the operator's established signature
     sample from the first.
 
     Args:
-        x: images [N, C, H, W] of any floating-point dtype; the filter is applied in that dtype.
+        x: images [N, C, H, W] of any floating-point dtype; the filter is applied in that dtype,
+            natively in float32 for the half precisions.
         f: filter on the device of `x`; see the module description.
         up: upsampling factor, an integer or [x, y].
         down: downsampling factor, an integer or [x, y].
         padding: in pixels of the upsampled image: an integer, [x, y] or [x0, x1, y0, y1].
         flip_filter: correlate rather than convolve.
         gain: factor on the result.
-        impl: 'cuda' or 'ref'; both run the same plain PyTorch code.
+        impl: 'cuda' is the native operator of the device of `x` where it can be had (see
+            `backend`); 'ref' is plain PyTorch.
 
     Returns:
         Images [N, C, H', W'] with the dtype and memory format of `x`.
@@ -99,13 +101,21 @@ def upfirdn2d(  # noqa: PLR0913 - the operator's established signature
     Raises:
         ValueError: an argument is malformed, or the filter is larger than the padded image.
     """
-    if impl not in ("cuda", "ref"):
-        raise ValueError(f"impl must be 'cuda' or 'ref', not {impl!r}")
+    native = backend.uses_native(x, impl)
     if x.ndim != 4:
         raise ValueError(f"images must have shape [N, C, H, W], not {list(x.shape)}")
     up, down, padding = parse_scaling(up), parse_scaling(down), parse_padding(padding)
     _check_size(x, f, up, padding)
-    return _upfirdn2d_ref(x, f, up, down, padding, flip_filter, gain)
+    # The native operator has no gradient of the filter, which is a constant everywhere here.
+    native = native and not (f is not None and f.requires_grad)
+    filter_channels = _filter_channels_native if native else _filter_channels_ref
+    f = torch.ones([1, 1], device=x.device) if f is None else f
+    if f.ndim == 2:
+        return filter_channels(x, f, up, down, padding, flip_filter, gain)
+    x0, x1, y0, y1 = padding
+    f_x, f_y = f[None, :], f[:, None]
+    x = filter_channels(x, f_x, (up[0], 1), (down[0], 1), (x0, x1, 0, 0), flip_filter, gain)
+    return filter_channels(x, f_y, (1, up[1]), (1, down[1]), (0, 0, y0, y1), flip_filter, 1)
 
 
 def filter2d(  # noqa: PLR0913 - as upfirdn2d
@@ -227,20 +237,13 @@ def _check_size(x, f, up, padding):
         )
 
 
-def _upfirdn2d_ref(x, f, up, down, padding, flip_filter, gain):  # noqa: PLR0913 - as upfirdn2d
-    f = x.new_ones([1, 1]) if f is None else f
-    if not flip_filter:
-        f = f.flip(list(range(f.ndim)))  # the convolutions below correlate
-    if f.ndim == 2:
-        return _filter_channels(x, (f * gain).to(x.dtype), up, down, padding)
-    x0, x1, y0, y1 = padding
-    x = _filter_channels(
-        x, (f[None, :] * gain).to(x.dtype), (up[0], 1), (down[0], 1), (x0, x1, 0, 0)
-    )
-    return _filter_channels(x, f[:, None].to(x.dtype), (1, up[1]), (1, down[1]), (0, 0, y0, y1))
+def _filter_channels_native(x, f, up, down, padding, flip_filter, gain):  # noqa: PLR0913
+    return torch.ops.coopinit.upfirdn2d(x, f, up, down, padding, flip_filter, gain)
 
 
-def _filter_channels(x, f, up, down, padding):
+def _filter_channels_ref(x, f, up, down, padding, flip_filter, gain):  # noqa: PLR0913
+    f = f if flip_filter else f.flip([0, 1])  # the convolutions below correlate
+    f = (f * gain).to(x.dtype)
     channels = x.shape[1]
     w = f.expand(channels, 1, *f.shape)
     if up == (1, 1):

@@ -1,0 +1,43 @@
+"""What `python -m torch_utils.ops doctor` says."""
+
+import platform
+
+import torch
+
+from torch_utils.ops.native import build, toolchain
+
+
+def report() -> str:
+    """Versions, then for each type of device what is there and what to do."""
+    lines = [
+        f"Python {platform.python_version()}, PyTorch {torch.__version__}, "
+        f"CUDA {torch.version.cuda or 'none'}",
+        f"Cache: {build.cache_folder()} (set TORCH_EXTENSIONS_DIR to move it)",
+    ]
+    for device_type in ("cpu", "cuda"):
+        lines += ["", *_device(device_type)]
+    return "\n".join(lines)
+
+
+def _device(device_type):
+    found = toolchain.find(device_type)
+    yield f"{device_type}: {_verdict(found)}"
+    version = (found.compiler_version or "missing").splitlines()[0]
+    yield f"  C++ compiler   {' '.join(found.compiler or ())} {version}".rstrip()
+    yield f"  ninja          {found.ninja or 'missing'}"
+    if device_type == "cuda":
+        yield f"  nvcc           {(found.nvcc_version or 'missing').splitlines()[-1]}"
+        yield f"  architectures  {found.architectures or 'none'}"
+    for problem in found.problems:
+        yield f"  To do: {problem}."
+
+
+def _verdict(found):
+    if found.problems:
+        return "native operators cannot be built; plain PyTorch is used"
+    folder = build.folder_of(found)
+    if build.library_in(folder).exists():
+        return f"native operators are built: {build.library_in(folder)}"
+    if failure := build.remembered_failure(folder):
+        return f"the last build failed. {failure}"
+    return f"native operators will be built on first use; now: {build.RETRY}"
