@@ -5,6 +5,8 @@
 again. Shapes and arguments are checked by the public functions, `bias_act` and `upfirdn2d`.
 """
 
+import sys
+
 import torch
 
 from torch_utils.ops.native import build
@@ -14,7 +16,6 @@ MAX_ELEMENTS = 2**31 - 1
 _problems: dict[str, str | None] = {}  # device type -> what `load` has returned
 
 
-@torch.compiler.assume_constant_result  # torch.compile runs it rather than to look into it
 def load(device_type: str) -> str | None:
     """Build if need be, and load the operators for 'cpu' or 'cuda'; tries once in a process.
 
@@ -23,6 +24,11 @@ def load(device_type: str) -> str | None:
     if device_type not in _problems:
         _problems[device_type] = _load(device_type)
     return _problems[device_type]
+
+
+if "torch._dynamo" in sys.modules:  # else its import would cost every user seconds
+    # A first use while torch.compile traces: it shall run this function, not look into it.
+    load = torch.compiler.assume_constant_result(load)
 
 
 def _load(device_type):

@@ -19,22 +19,29 @@ struct BiasAct {
   const void* g;   // Curvature: gradient of the gradient of the input
   void* out;
   int64_t planes, channels, inner;
-  double alpha, gain, clamp;  // clamp: infinity for none
-  bool from_output;           // x is the output: piecewise linear functions, gain > 0, alpha >= 0
+  double alpha, gain;
+  double clamp;         // infinity for none
+  double stored_clamp;  // clamp, rounded to the dtype of the tensors
+  bool from_output;     // x is the output: piecewise linear functions, gain > 0, alpha >= 0
 };
 
-template <typename T>
+// How a gradient learns whether the clamp has cut its element off.
+enum class Clamp { None, ByInput, ByOutput };
+
+inline Clamp clamp_of(const BiasAct& call) {
+  if (std::isinf(call.clamp)) return Clamp::None;
+  return call.from_output ? Clamp::ByOutput : Clamp::ByInput;
+}
+
+template <typename A>
 struct BiasActElement {
-  using A = Accumulator<T>;
   A alpha, gain, clamp, stored_clamp;
-  bool from_output;
 
   COOPINIT_HD explicit BiasActElement(const BiasAct& call)
       : alpha(static_cast<A>(call.alpha)),
         gain(static_cast<A>(call.gain)),
         clamp(static_cast<A>(call.clamp)),
-        stored_clamp(rounded<T>(static_cast<A>(call.clamp))),
-        from_output(call.from_output) {}
+        stored_clamp(static_cast<A>(call.stored_clamp)) {}
 
   // u: x + b.
   template <Activation ACT>
@@ -43,18 +50,16 @@ struct BiasActElement {
     return v < -clamp ? -clamp : (v > clamp ? clamp : v);
   }
 
-  // Whether the clamp lets a gradient through. u: x + b, or the stored output.
-  template <Activation ACT>
-  COOPINIT_HD bool passes(A u) const {
-    if (from_output) return std::fabs(u) < stored_clamp;
-    return std::fabs(gain * value<ACT>(u, alpha)) <= clamp;
-  }
-
-  // Slope: dy * dy/du. Curvature: dy * d^2y/du^2, where dy already holds the product with g.
-  template <Activation ACT, Order ORDER>
+  // u: x + b, or the stored output. Slope: dy * dy/du. Curvature: dy * d^2y/du^2, where dy already
+  // holds the product with g.
+  template <Activation ACT, Order ORDER, Clamp CLAMP>
   COOPINIT_HD A gradient(A u, A dy) const {
     const A d = ORDER == Order::Slope ? slope<ACT>(u, alpha) : curvature<ACT>(u);
-    return passes<ACT>(u) ? dy * (gain * d) : A(0);
+    const A gradient = dy * (gain * d);
+    if constexpr (CLAMP == Clamp::ByInput)
+      return std::fabs(gain * value<ACT>(u, alpha)) <= clamp ? gradient : A(0);
+    if constexpr (CLAMP == Clamp::ByOutput) return std::fabs(u) < stored_clamp ? gradient : A(0);
+    return gradient;
   }
 };
 

@@ -3,7 +3,9 @@
 
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
+#include <c10/util/BFloat16.h>
 #include <c10/util/Exception.h>
+#include <c10/util/Half.h>
 
 #include <algorithm>
 #include <climits>
@@ -26,6 +28,16 @@ inline Kind kind_of(const Tensor& x) {
     case at::kDouble: return Kind::Double;
     default: TORCH_CHECK(false, "expected a floating-point tensor, not ", x.scalar_type());
   }
+}
+
+inline double rounded_to(Kind kind, double value) {
+  switch (kind) {
+    case Kind::Half: return static_cast<float>(c10::Half(static_cast<float>(value)));
+    case Kind::BFloat16: return static_cast<float>(c10::BFloat16(static_cast<float>(value)));
+    case Kind::Float: return static_cast<float>(value);
+    case Kind::Double: break;
+  }
+  return value;
 }
 
 inline void check_size(int64_t count) {
@@ -105,6 +117,7 @@ inline BiasActCall prepare_bias_act(Order order, const Tensor& x, const std::opt
   c.call.alpha = a.alpha;
   c.call.gain = a.gain;
   c.call.clamp = a.clamp.value_or(std::numeric_limits<double>::infinity());
+  c.call.stored_clamp = rounded_to(c.call.kind, c.call.clamp);
   c.call.from_output = a.from_output;
   return c;
 }

@@ -8,5 +8,6 @@
 #include <cstdlib>
 #include <limits>
 #include <new>
+#include <type_traits>
 
 #include "cpu_kernels.h"

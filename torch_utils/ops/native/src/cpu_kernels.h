@@ -1,12 +1,12 @@
 // CPU kernels as the bindings see them: ranges of independent jobs, one table per instruction set.
 #pragma once
 
+#include <algorithm>
+
 #include "bias_act.h"
 #include "fir.h"
 
 namespace coopinit {
-
-constexpr int64_t kRowsPerJob = 32;  // output rows of one plane that a job filters
 
 struct CpuKernels {
   // Planes [begin, end) of call.planes.
@@ -15,9 +15,14 @@ struct CpuKernels {
   void (*fir)(const Fir& call, int64_t begin, int64_t end);
 };
 
+// A job filters that many output rows of one plane, or of one sample if channels are last.
+inline int64_t rows_per_job(const Fir& call) {
+  return std::min<int64_t>(call.h.out, call.channels_last ? 8 : 32);
+}
+
 inline int64_t fir_jobs(const Fir& call) {
-  if (call.channels_last) return call.n * call.h.out;  // rows of pixels
-  return call.n * call.channels * ceil_div(call.h.out, kRowsPerJob);
+  const int64_t planes = call.channels_last ? call.n : call.n * call.channels;
+  return planes * ceil_div(call.h.out, rows_per_job(call));
 }
 
 const CpuKernels& cpu_kernels_default();

@@ -28,12 +28,6 @@ struct AccumulatorOf<double> {
 template <typename T>
 using Accumulator = typename AccumulatorOf<T>::type;
 
-// The nearest number that T can store.
-template <typename T>
-COOPINIT_HD Accumulator<T> rounded(Accumulator<T> value) {
-  return static_cast<Accumulator<T>>(static_cast<T>(value));
-}
-
 COOPINIT_HD int64_t ceil_div(int64_t a, int64_t b) {  // b > 0
   return a >= 0 ? (a + b - 1) / b : -(-a / b);
 }
