@@ -6,6 +6,8 @@ import torch
 from tests.golden_cases import load_cases, relative_error
 from torch_utils.ops.bias_act import activation_funcs, bias_act
 
+pytestmark = pytest.mark.usefixtures("each_implementation")
+
 DEFAULT_GAINS = {
     "linear": 1,
     "relu": sqrt(2),
@@ -19,11 +21,10 @@ DEFAULT_GAINS = {
 }
 
 
-@pytest.mark.parametrize("impl", ["cuda", "ref"])
 @pytest.mark.parametrize(("kwargs", "arrays"), load_cases("bias_act"))
-def test_golden_with_first_and_second_derivatives(kwargs, arrays, impl):
+def test_golden_with_first_and_second_derivatives(kwargs, arrays):
     x, b, dy = (torch.tensor(arrays[name], requires_grad=True) for name in ("x", "b", "dy"))
-    y = bias_act(x, b, **kwargs, impl=impl)
+    y = bias_act(x, b, **kwargs)
     dx, db = torch.autograd.grad(y, [x, b], dy, create_graph=True)
     d_dy, d_x = torch.autograd.grad(
         (dx * torch.tensor(arrays["g"])).sum(), [dy, x], allow_unused=True, materialize_grads=True

@@ -1,12 +1,14 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.golden_cases import load_cases, relative_error
 from torch_utils.ops import upfirdn2d as module
 from torch_utils.ops.upfirdn2d import downsample2d, filter2d, setup_filter, upfirdn2d, upsample2d
+
+pytestmark = pytest.mark.usefixtures("each_implementation")
 
 
 def definition(x, f, up, down, padding, flip_filter, gain):
@@ -27,13 +29,12 @@ def definition(x, f, up, down, padding, flip_filter, gain):
     return gain * (windows[:, :, :: down[1], :: down[0]] * f).sum(axis=(-2, -1))
 
 
-@pytest.mark.parametrize("impl", ["cuda", "ref"])
 @pytest.mark.parametrize(("meta", "arrays"), load_cases("upfirdn2d"))
-def test_golden(meta, arrays, impl):
+def test_golden(meta, arrays):
     kwargs = dict(meta)
     function = getattr(module, kwargs.pop("fn", "upfirdn2d"))
     x = torch.tensor(arrays["x"], requires_grad=True)
-    y = function(x, torch.tensor(arrays["f"]), **kwargs, impl=impl)
+    y = function(x, torch.tensor(arrays["f"]), **kwargs)
     assert relative_error(y, arrays["y"]) <= 1e-5
     if "dy" in arrays:
         (dx,) = torch.autograd.grad(y, x, torch.tensor(arrays["dy"]))
@@ -61,7 +62,13 @@ def arguments(draw):
     return rng.standard_normal(shape), f, up, down, padding, flip, gain
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+# The fixture chooses the implementation, the same for all examples.
+@settings(
+    max_examples=40,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 @given(arguments())
 def test_equals_its_definition(args):
     x, f, *rest = args

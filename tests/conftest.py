@@ -1,0 +1,31 @@
+"""Operators in tests: plain PyTorch, unless a test asks for the native ones."""
+
+import os
+
+import pytest
+
+from torch_utils.ops import backend
+
+
+def pytest_configure(config):
+    # Libraries that tests build are kept with pytest's cache: for the next run, not for the user.
+    if not os.environ.get("TORCH_EXTENSIONS_DIR"):
+        os.environ["TORCH_EXTENSIONS_DIR"] = str(config.cache.mkdir("ops"))
+
+
+@pytest.fixture(autouse=True)
+def plain_operators():
+    """Results must not depend on whether there is a compiler."""
+    backend.select("ref")
+    yield
+    backend.select("ref")
+
+
+@pytest.fixture
+def native():
+    """Native operators on the CPU; skips where they cannot be built."""
+    from torch_utils.ops.native import library
+
+    if problem := library.load("cpu"):
+        pytest.skip(problem)
+    backend.select("native", "cpu")
