@@ -18,6 +18,7 @@ import click
 import numpy as np
 
 from dnnlib.util import DownloadError, first_line, open_url
+from torch_utils.ops.backend import MODES, NativeUnavailable, select
 
 if TYPE_CHECKING:
     import torch
@@ -48,6 +49,8 @@ class Options:
     """Folder for the images."""
     device: str | None
     """torch device; None takes the GPU where there is one."""
+    ops: str
+    """Operators: native, ref (plain PyTorch) or auto (what can be had)."""
     batch: int
     """Images made at once."""
     grid: str | None
@@ -96,6 +99,8 @@ def _seeds_option(_ctx: click.Context, _param: click.Parameter, value: str | Non
               help="Render the latents in this npz file (array w) in place of seeds")  # fmt: skip
 @click.option("--outdir", required=True, metavar="DIR", help="Where to save the images")
 @click.option("--device", metavar="NAME", help="cuda or cpu  [default: cuda where there is one]")
+@click.option("--ops", type=click.Choice(MODES), default="auto", show_default=True,
+              help="Operators: native, ref (plain PyTorch) or auto (what can be had)")  # fmt: skip
 @click.option("--batch", type=click.IntRange(min=1), default=8, show_default=True,
               help="Images to make at once")  # fmt: skip
 @click.option("--grid", is_flag=False, flag_value="grid.png", metavar="[FILE]",
@@ -107,6 +112,7 @@ def main(**options: Any) -> None:
         raise click.UsageError(f"--trunc must be a number, not {opts.truncation_psi}")
     latents = _read_latents(opts)
     device = _choose_device(opts.device)
+    _choose_operators(opts.ops, device)
     network = _load_generator(opts.network).to(device)
     if latents is None:
         label = _label(network, opts.class_idx).to(device)
@@ -186,6 +192,13 @@ def _choose_device(name: str | None) -> "torch.device":
         return find_device(name)
     except ValueError as err:
         raise click.UsageError(f"{err}.") from None
+
+
+def _choose_operators(mode: str, device: "torch.device") -> None:
+    try:
+        select(mode, device.type)
+    except NativeUnavailable as err:
+        raise click.ClickException(str(err)) from None
 
 
 def _load_generator(name: str) -> "torch.nn.Module":

@@ -8,6 +8,7 @@ import sys
 import click
 
 from dnnlib.command import SectionedCommand
+from torch_utils.ops.backend import MODES, NativeUnavailable, select
 from training.augpipes import AUGPIPES
 from training.config import ConfigError, TrainingConfig, setting_docs
 from training.presets import CFG_NAMES
@@ -141,6 +142,7 @@ OPTIONS = {
         option("--nhwc", type=bool, metavar="BOOL"),
         click.Option(["--nobench"], type=bool, metavar="BOOL", help="No cuDNN benchmarking"),
         option("--allow-tf32", type=bool, metavar="BOOL"),
+        option("--ops", type=click.Choice(MODES)),
     ],
     "Cooperative initialisation (CoopInit)": [
         option("--coop-kimg", type=int),
@@ -185,7 +187,8 @@ def main(outdir, dry_run, **options):
     if dry_run:
         click.echo("Dry run: nothing was written.")
         return
-    resume = read_resume(config)  # a dry run downloads nothing
+    prepare_operators(config)  # a dry run builds nothing
+    resume = read_resume(config)  # nor does it download
     by_default = not {"metrics", "detector"} & asked.keys()
     config, measure = open_metrics(config, by_default)
     run(config, dataset, make_run_dir(outdir, description), resume, measure)
@@ -285,6 +288,14 @@ def configure(given):
         return TrainingConfig.from_options(given, resolution=dataset.resolution), dataset
     except ConfigError as error:
         raise click.UsageError(str(error)) from error
+
+
+def prepare_operators(config):
+    """Build the native operators that the run will use, unless they are there."""
+    try:
+        select(config.ops, config.device.partition(":")[0])
+    except NativeUnavailable as error:
+        raise click.ClickException(str(error)) from error
 
 
 def read_resume(config):

@@ -140,6 +140,7 @@ class TrainingConfig:
     device: str = setting("cpu, cuda or cuda:N", "cpu")
     cudnn_benchmark: bool = setting("let cuDNN choose algorithms by trial", True)
     allow_tf32: bool = setting("allow TensorFloat-32 in float32 matrix products", False)
+    ops: str = setting("operators: native, ref (plain PyTorch) or auto (what can be had)", "auto")
 
     def __post_init__(self):
         """Check everything and report all problems together."""

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from torch_utils.ops import backend
 from torch_utils.training_stats import TrainingStats
 from training.ada import UPDATE_INTERVAL
 from training.curves import save_curves
@@ -26,7 +27,11 @@ logger = logging.getLogger(__name__)
 
 
 def prepare_device(config):
-    """Seed every random number generator and set the performance switches; returns the device."""
+    """Seed every random number generator and set the performance switches; returns the device.
+
+    Raises:
+        NativeUnavailable: `config.ops` insists on native operators that cannot be had.
+    """
     random.seed(config.seed)
     np.random.seed(config.seed)
     torch.manual_seed(config.seed)
@@ -36,6 +41,7 @@ def prepare_device(config):
     device = torch.device(config.device)
     if device.type == "cuda":
         torch.cuda.set_device(device)  # what events, pinned memory and synchronize() refer to
+    backend.select(config.ops, device.type)
     return device
 
 

@@ -6,6 +6,7 @@ Every check yields messages that say what to do; nothing here raises.
 import dataclasses
 import math
 
+from torch_utils.ops.backend import MODES
 from training.augpipes import AUGPIPES
 from training.presets import CFG_NAMES
 
@@ -63,7 +64,7 @@ def _range_problems(config):
 def _choice_problems(config):
     choices = dict(
         cfg=CFG_NAMES, loss=LOSSES, aug=AUGMENTATIONS, augpipe=tuple(AUGPIPES),
-        g_arch=ARCHITECTURES, d_arch=ARCHITECTURES, precision=PRECISIONS,
+        g_arch=ARCHITECTURES, d_arch=ARCHITECTURES, precision=PRECISIONS, ops=MODES,
     )  # fmt: skip
     for name, allowed in choices.items():
         if getattr(config, name) not in allowed:
