@@ -18,7 +18,7 @@ import click
 import numpy as np
 
 from dnnlib.util import DownloadError, first_line, open_url
-from torch_utils.ops.backend import MODES, NativeUnavailable, select
+from torch_utils.ops.backend import MODES, NativeUnavailableError, select
 
 if TYPE_CHECKING:
     import torch
@@ -197,7 +197,7 @@ def _choose_device(name: str | None) -> "torch.device":
 def _choose_operators(mode: str, device: "torch.device") -> None:
     try:
         select(mode, device.type)
-    except NativeUnavailable as err:
+    except NativeUnavailableError as err:
         raise click.ClickException(str(err)) from None
 
 

@@ -8,7 +8,7 @@ import sys
 import click
 
 from dnnlib.command import SectionedCommand
-from torch_utils.ops.backend import MODES, NativeUnavailable, select
+from torch_utils.ops.backend import MODES, NativeUnavailableError, select
 from training.augpipes import AUGPIPES
 from training.config import ConfigError, TrainingConfig, setting_docs
 from training.presets import CFG_NAMES
@@ -294,7 +294,7 @@ def prepare_operators(config):
     """Build the native operators that the run will use, unless they are there."""
     try:
         select(config.ops, config.device.partition(":")[0])
-    except NativeUnavailable as error:
+    except NativeUnavailableError as error:
         raise click.ClickException(str(error)) from error
 
 

@@ -22,7 +22,7 @@ def write_data(path, count=20, size=8, classes=3, channels=1):
 
 def config(resolution=8, **options):
     """Settings of a run on `write_data()`, with changes."""
-    small = dict(data="tiny.zip", cfg="digits", kimg=1, batch=8, workers=0)
+    small = dict(data="tiny.zip", cfg="digits", kimg=1, batch=8, workers=0, ops="ref")
     return TrainingConfig.from_options(small | options, resolution=resolution)
 
 

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 import legacy
 import train
 
-SMALL = ("--cfg=digits", "--kimg=1", "--workers=0", "--device=cpu")
+SMALL = ("--cfg=digits", "--kimg=1", "--workers=0", "--device=cpu", "--ops=ref")
 
 
 @contextlib.contextmanager

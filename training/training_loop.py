@@ -30,7 +30,7 @@ def prepare_device(config):
     """Seed every random number generator and set the performance switches; returns the device.
 
     Raises:
-        NativeUnavailable: `config.ops` insists on native operators that cannot be had.
+        NativeUnavailableError: `config.ops` insists on native operators that cannot be had.
     """
     random.seed(config.seed)
     np.random.seed(config.seed)

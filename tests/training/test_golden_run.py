@@ -31,7 +31,7 @@ QUANTITIES = (
 )
 
 
-def train(folder):
+def train(folder, ops):
     """Twelve iterations, half of them cooperative, on 32x32 noise with labels."""
     rng = np.random.RandomState(0)
     data = folder / "data"
@@ -47,7 +47,7 @@ def train(folder):
         data=str(data), cond=True, mirror=True, cfg="digits", z_dim=16, w_dim=16,
         g_scale=1 / 64, d_scale=1 / 64, batch=16, kimg=1, coop_kimg=1, coop_steps=3,
         gamma=1.0, pl_weight=2.0, aug="noaug", style_mixing=0.9, d_arch="resnet", workers=0,
-        g_reg_interval=2, d_reg_interval=2,
+        g_reg_interval=2, d_reg_interval=2, ops=ops,
     )  # fmt: skip
     config = TrainingConfig.from_options(settings, resolution=32)
     dataset = ImageFolderDataset(str(data), use_labels=True, xflip=True)
@@ -65,9 +65,12 @@ def train(folder):
     return [{name: tick[name]["mean"] for name in QUANTITIES if name in tick} for tick in ticks]
 
 
-def test_recorded_numbers_stay(tmp_path):
+@pytest.mark.parametrize("ops", ["ref", "native"])
+def test_recorded_numbers_stay(tmp_path, ops, request):
+    if ops == "native":
+        request.getfixturevalue("native")
     recorded = json.loads(RECORD.read_text())
-    for tick, expected in zip(train(tmp_path), recorded, strict=True):
+    for tick, expected in zip(train(tmp_path, ops), recorded, strict=True):
         assert tick.keys() == expected.keys()
         for name, value in expected.items():
             # Processors differ in the last digits of float32, and twelve iterations amplify them.
@@ -79,4 +82,4 @@ if __name__ == "__main__":
 
     logging.disable()
     with tempfile.TemporaryDirectory() as folder:
-        RECORD.write_text(json.dumps(train(Path(folder)), indent=1) + "\n")
+        RECORD.write_text(json.dumps(train(Path(folder), "ref"), indent=1) + "\n")

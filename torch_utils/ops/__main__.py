@@ -26,8 +26,12 @@ def doctor():
 
 
 @main.command()
-@click.option("--device", type=click.Choice(DEVICES), multiple=True,
-              help="What to build for; may be repeated  [default: cpu, and cuda if torch has it]")  # fmt: skip
+@click.option(
+    "--device",
+    type=click.Choice(DEVICES),
+    multiple=True,
+    help="What to build for; may be repeated  [default: cpu, and cuda where PyTorch has it]",
+)
 def build(device):
     """Build the native operators now, also where a build has failed before."""
     import torch

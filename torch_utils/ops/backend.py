@@ -13,7 +13,7 @@ _mode = "auto"
 _ready: dict[str, bool] = {}  # device type -> whether its native operators are loaded
 
 
-class NativeUnavailable(RuntimeError):
+class NativeUnavailableError(RuntimeError):
     """Native operators cannot be had; the message is a paragraph for the user."""
 
 
@@ -26,7 +26,7 @@ def select(mode: str, device_type: str | None = None) -> None:
         device_type: 'cpu' or 'cuda', what to build for; None leaves that to the first use.
 
     Raises:
-        NativeUnavailable: `mode` is 'native' and the operators cannot be had; nothing has changed.
+        NativeUnavailableError: `mode` is 'native' and the operators cannot be had; the mode stays.
         ValueError: an unknown mode.
     """
     global _mode
@@ -50,7 +50,7 @@ def uses_native(x, impl: str) -> bool:
         impl: argument of the operator: 'cuda' is native where available, 'ref' is plain PyTorch.
 
     Raises:
-        NativeUnavailable: the mode is 'native' and the operators cannot be had.
+        NativeUnavailableError: the mode is 'native' and the operators cannot be had.
         ValueError: `impl` is neither.
     """
     if impl not in ("cuda", "ref"):
@@ -73,7 +73,7 @@ def _load(mode: str, device_type: str) -> bool:
     first = device_type not in _ready
     _ready[device_type] = problem is None
     if problem is not None and mode == "native":
-        raise NativeUnavailable(f"{problem} Or choose --ops=auto or --ops=ref.")
+        raise NativeUnavailableError(f"{problem} Or choose --ops=auto or --ops=ref.")
     if problem is not None and first:
         logger.warning(
             "%s Until then plain PyTorch takes their place: the same results, slower. "

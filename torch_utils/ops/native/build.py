@@ -11,7 +11,6 @@ import json
 import os
 import re
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -21,6 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import filelock
+import psutil
 
 from torch_utils.ops.native import toolchain as toolchains
 from torch_utils.ops.native.toolchain import Toolchain
@@ -166,7 +166,7 @@ def _compile(toolchain: Toolchain, folder: Path) -> None:
 
 
 def _run(request: dict, toolchain: Toolchain) -> tuple[str, int | None]:
-    """Run compile.py in a process group of its own; returns output, and status or None for late."""
+    """Run compile.py; returns its output, and its status or None where it took too long."""
     environment = os.environ | {
         "PATH": toolchains.search_path(),
         "PYTHONPATH": os.pathsep.join([str(_ROOT), os.environ.get("PYTHONPATH", "")]),
@@ -184,8 +184,17 @@ def _run(request: dict, toolchain: Toolchain) -> tuple[str, int | None]:
         return "", None
     finally:
         if process.poll() is None:  # also after Ctrl-C
-            os.killpg(process.pid, signal.SIGKILL)
-            process.communicate()
+            _end(process)
+
+
+def _end(process: subprocess.Popen) -> None:
+    """Kill a build. Ninja gives compilers process groups of their own: go by descent."""
+    running = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
+    for child in running:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            child.kill()
+    process.communicate()
 
 
 def first_error(output: str) -> str:

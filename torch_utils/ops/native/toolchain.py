@@ -99,9 +99,7 @@ def _with_cuda(found):
         )
     architectures = os.environ.get("TORCH_CUDA_ARCH_LIST") or present_architectures()
     if not architectures:
-        problems.append(
-            "no GPU is visible: name architectures, e.g. TORCH_CUDA_ARCH_LIST='8.0 9.0'"
-        )
+        problems.append("no GPU is visible: name architectures, e.g. TORCH_CUDA_ARCH_LIST=9.0")
     found = dataclasses.replace(
         found, nvcc=nvcc if version else None, nvcc_version=version, architectures=architectures
     )
