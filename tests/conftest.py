@@ -13,6 +13,15 @@ def pytest_configure(config):
         os.environ["TORCH_EXTENSIONS_DIR"] = str(config.cache.mkdir("ops"))
 
 
+def pytest_collection_modifyitems(items):
+    import torch
+
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
 @pytest.fixture(autouse=True)
 def plain_operators():
     """Results must not depend on whether there is a compiler."""

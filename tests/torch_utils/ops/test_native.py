@@ -29,7 +29,7 @@ def derivatives(function, inputs, seed):
     inputs = [v.detach().requires_grad_() for v in inputs]
     y = function(*inputs)
     rng = np.random.default_rng(seed)
-    noise = lambda like: torch.tensor(rng.standard_normal(like.shape)).to(like.dtype)  # noqa: E731
+    noise = lambda like: torch.tensor(rng.standard_normal(like.shape)).to(like)  # noqa: E731
     dy = noise(y).requires_grad_()
     firsts = torch.autograd.grad(y, inputs, dy, create_graph=True)
     total = sum((first * noise(first)).sum() for first in firsts)
@@ -141,10 +141,10 @@ def test_more_elements_than_an_index_holds_are_refused():
         torch.ops.coopinit.bias_act(meta, None, 0, "relu", 0.0, 1.0, None)
 
 
-def opcheck_cases():
+def opcheck_cases(device="cpu"):
     """Every operator with its arguments, small."""
-    x = torch.randn(2, 3, 6, 5)
-    b, f = torch.randn(3), torch.rand(4, 3)
+    x = torch.randn(2, 3, 6, 5, device=device)
+    b, f = torch.randn(3, device=device), torch.rand(4, 3, device=device)
     ops = torch.ops.coopinit
     for images in (x, x.contiguous(memory_format=torch.channels_last)):
         leaf = images.clone().requires_grad_()

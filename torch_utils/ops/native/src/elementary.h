@@ -28,14 +28,16 @@ struct PowerOfTwo {
 struct ReducedExp {
   float minus_one;
   int32_t n;
-  COOPINIT_HD explicit ReducedExp(float x) {
-    x = x < -104.0f ? -104.0f : (x > 89.0f ? 89.0f : x);  // beyond, the result is 0 or infinite
-    const float shift = 12582912.0f;                      // 1.5 * 2^23: adding it rounds
+  // Beyond -104 and 89 the exponential is 0 or infinite.
+  COOPINIT_HD explicit ReducedExp(float x, float low = -104.0f, float high = 89.0f) {
+    x = x < low ? low : x;
+    x = x > high ? high : x;
+    const float shift = 12582912.0f;  // 1.5 * 2^23: adding it rounds
     const float rounded = (x * 1.44269504f + shift) - shift;
     n = static_cast<int32_t>(rounded);
     const float r = (x - rounded * 0.693359375f) - rounded * -2.12194440e-4f;  // ln 2 in two parts
-    const float high = r * (1.0f / 120) + r * r * (1.0f / 720) + r * r * r * (1.0f / 5040);
-    minus_one = r + r * r * (0.5f + r * (1.0f / 6 + r * (1.0f / 24 + high)));
+    const float tail = r * (1.0f / 120) + r * r * (1.0f / 720) + r * r * r * (1.0f / 5040);
+    minus_one = r + r * r * (0.5f + r * (1.0f / 6 + r * (1.0f / 24 + tail)));
   }
 };
 
@@ -45,15 +47,16 @@ COOPINIT_HD float exp_of(float x) {
   return (1.0f + e.minus_one) * p.first * p.second;
 }
 
-COOPINIT_HD float expm1_of(float x) {
-  const ReducedExp e(x);
+COOPINIT_HD float minus_one_of(const ReducedExp& e) {
   const PowerOfTwo p(e.n);
   return e.minus_one * p.first * p.second + (p.first * p.second - 1.0f);
 }
 
+COOPINIT_HD float expm1_of(float x) { return minus_one_of(ReducedExp(x)); }
+
 // tanh(x) = (exp(2x) - 1) / (exp(2x) + 1), which is 1 in float from x = 9.1 on.
 COOPINIT_HD float tanh_of(float x) {
-  const float e = expm1_of(x < -10.0f ? -20.0f : (x > 10.0f ? 20.0f : 2.0f * x));
+  const float e = minus_one_of(ReducedExp(2.0f * x, -20.0f, 20.0f));
   return e / (e + 2.0f);
 }
 
