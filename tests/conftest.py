@@ -9,7 +9,8 @@ from torch_utils.ops import backend
 
 def pytest_configure(config):
     # Libraries that tests build are kept with pytest's cache: for the next run, not for the user.
-    if not os.environ.get("TORCH_EXTENSIONS_DIR"):
+    kept = config.pluginmanager.hasplugin("cacheprovider")
+    if kept and not os.environ.get("TORCH_EXTENSIONS_DIR"):
         os.environ["TORCH_EXTENSIONS_DIR"] = str(config.cache.mkdir("ops"))
 
 
