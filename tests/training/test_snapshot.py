@@ -130,6 +130,7 @@ values = {
     module: {name: getattr(importlib.import_module(module), name) for name in names.split()}
     for module, names in offered.items()
 }
+importlib.import_module("torch_utils.ops.backend").select("ref")  # its modules are gone soon
 sys.path.remove(root)
 for name in [n for n in sys.modules if n.split(".")[0] in ("torch_utils", "dnnlib", "training")]:
     del sys.modules[name]
