@@ -23,8 +23,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
-from train_step import Images, Steps, read_options  # noqa: E402
 
+from benchmarks.train_step import Images, Steps, read_options  # noqa: E402
 from torch_utils.devices import find_device  # noqa: E402
 from torch_utils.ops import backend  # noqa: E402
 from torch_utils.ops.bias_act import bias_act  # noqa: E402
