@@ -18,6 +18,7 @@ import click
 import numpy as np
 
 from dnnlib.util import DownloadError, first_line, open_url
+from torch_utils.host_memory import keep_freed_memory
 from torch_utils.ops.backend import MODES, NativeUnavailableError, select
 
 if TYPE_CHECKING:
@@ -112,6 +113,8 @@ def main(**options: Any) -> None:
         raise click.UsageError(f"--trunc must be a number, not {opts.truncation_psi}")
     latents = _read_latents(opts)
     device = _choose_device(opts.device)
+    if device.type == "cpu":
+        keep_freed_memory()
     _choose_operators(opts.ops, device)
     network = _load_generator(opts.network).to(device)
     if latents is None:

@@ -26,6 +26,7 @@ import torch  # noqa: E402
 
 from benchmarks.train_step import Images, Steps, read_options  # noqa: E402
 from torch_utils.devices import find_device  # noqa: E402
+from torch_utils.host_memory import keep_freed_memory  # noqa: E402
 from torch_utils.ops import backend  # noqa: E402
 from torch_utils.ops.bias_act import bias_act  # noqa: E402
 from torch_utils.ops.upfirdn2d import downsample2d, filter2d, setup_filter, upsample2d  # noqa: E402
@@ -48,6 +49,8 @@ IMPLEMENTATIONS = {"ref": "ref", "native": "cuda"}
 def main(device, dtype, repeats, demo, save):
     """Measure and print a table."""
     device = find_device(device)
+    if device.type == "cpu":  # as training does
+        keep_freed_memory()
     backend.select("native", device.type)
     measure = partial(medians, device, repeats)
     rows = []

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from torch_utils import host_memory
 from torch_utils.ops import backend
 from torch_utils.training_stats import TrainingStats
 from training.ada import UPDATE_INTERVAL
@@ -41,6 +42,8 @@ def prepare_device(config):
     device = torch.device(config.device)
     if device.type == "cuda":
         torch.cuda.set_device(device)  # what events, pinned memory and synchronize() refer to
+    else:
+        host_memory.keep_freed_memory()
     backend.select(config.ops, device.type)
     return device
 
