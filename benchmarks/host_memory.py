@@ -3,7 +3,7 @@
     python benchmarks/host_memory.py --threads=1 --save=benchmarks/results/host-memory-1.json
 
 Runs benchmarks/train_step.py for the demo in processes of their own, in turns: plain PyTorch or
-native operators, the memory kept or not. Reports medians over the processes.
+the operators of --ops=auto, the memory kept or not. Reports medians over the processes.
 """
 
 import json
@@ -27,7 +27,7 @@ if not {keep}:
 from benchmarks.train_step import main
 main({args!r})
 """
-MODES = [(ops, keep) for ops in ("ref", "native") for keep in (False, True)]
+MODES = [(ops, keep) for ops in ("ref", "auto") for keep in (False, True)]
 NUMBERS = ("seconds_per_iteration", "peak_memory_gb")
 
 

@@ -123,12 +123,13 @@ def operator_row(measure, x, name, call):
     leaf = x.detach().requires_grad_()
     outputs = {key: call(leaf, impl=impl) for key, impl in IMPLEMENTATIONS.items()}
     dy = torch.randn_like(outputs["ref"])
+    wanted = [leaf, *(value for key, value in call.keywords.items() if key == "b")]
     target = torch.empty_like(x)
     functions = {"copy": lambda: target.copy_(x)}
     for key, impl in IMPLEMENTATIONS.items():
         functions[f"{key} forward"] = lambda impl=impl: call(x, impl=impl)
         functions[f"{key} backward"] = lambda key=key: torch.autograd.grad(
-            outputs[key], leaf, dy, retain_graph=True
+            outputs[key], wanted, dy, retain_graph=True
         )
     with torch.no_grad():  # of x, which has no graph
         seconds = measure({k: v for k, v in functions.items() if "backward" not in k})
@@ -175,12 +176,12 @@ WHAT = ("forward", "second derivative")
 
 
 def demo_ratio(repeats):
-    """Seconds of the demo's iteration in both stages, and what native operators gain."""
+    """Seconds of the demo's iteration in both stages, and what the operators of --ops=auto gain."""
     config = read_options([*DEMO, "--ops=native"], 16)
     steps = Steps(config, Images(16, 1, 0))
     result = {}
     for name in steps.stages:
-        times = {"ref": [], "native": []}
+        times = {"ref": [], "auto": []}
         for repeat in range(repeats + 2):
             for mode, values in times.items():
                 backend.select(mode, steps.device.type)
@@ -189,7 +190,7 @@ def demo_ratio(repeats):
                 if repeat >= 2:
                     values.append(sum(s / parts[part] for part, s in seconds.items()))
         seconds = {mode: statistics.median(values) for mode, values in times.items()}
-        result[name] = dict(seconds=seconds, ratio=seconds["ref"] / seconds["native"])
+        result[name] = dict(seconds=seconds, ratio=seconds["ref"] / seconds["auto"])
     return result
 
 
@@ -206,7 +207,7 @@ def text(report):
         case = [row[k] for k in ("batch", "c_in", "c_out", "size", "up")]
         lines.append(f"{case!s:26} " + "  ".join(f"{k} {row[k]:5.2f}" for k in WHAT))
     for name, stage in report.get("demo", {}).items():
-        lines.append(f"demo, {name} iteration, ref / native: {stage['ratio']:.2f}")
+        lines.append(f"demo, {name} iteration, ref / auto: {stage['ratio']:.2f}")
     return "\n".join(lines)
 
 

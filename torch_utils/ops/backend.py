@@ -21,8 +21,8 @@ def select(mode: str, device_type: str | None = None) -> None:
     """Choose the implementation for this process, and build and load it ahead of its first use.
 
     Args:
-        mode: 'auto' is native where it can be had, with one paragraph of warning where not;
-            'native' insists; 'ref' is plain PyTorch.
+        mode: 'auto' is native where it can be had and pays, with one paragraph of warning where it
+            cannot be had; 'native' insists; 'ref' is plain PyTorch.
         device_type: 'cpu' or 'cuda', what to build for; None leaves that to the first use.
 
     Raises:
@@ -42,12 +42,14 @@ def selected() -> str:
     return _mode
 
 
-def uses_native(x, impl: str) -> bool:
+def uses_native(x, impl: str, pays_on_cpu: bool = True) -> bool:
     """Whether an operator that is given the tensor `x` runs natively.
 
     Args:
         x: tensor.
         impl: argument of the operator: 'cuda' is native where available, 'ref' is plain PyTorch.
+        pays_on_cpu: whether the native operator is measurably the faster one on the CPU; where not,
+            mode 'auto' does without it there.
 
     Raises:
         NativeUnavailableError: the mode is 'native' and the operators cannot be had.
@@ -59,6 +61,8 @@ def uses_native(x, impl: str) -> bool:
     if impl == "ref" or _mode == "ref" or device_type not in ("cpu", "cuda"):
         return False
     if not x.is_floating_point():
+        return False
+    if _mode == "auto" and device_type == "cpu" and not pays_on_cpu:
         return False
     return _ready.get(device_type) or _load(_mode, device_type)
 

@@ -35,6 +35,9 @@ activation_funcs = {
     "swish": Activation(lambda x, alpha: nnf.silu(x), 0.0, sqrt(2)),
 }
 
+# PyTorch's vector code for the others is the faster one on the CPU (benchmarks/ops.py).
+_PIECEWISE_LINEAR = ("linear", "relu", "lrelu")
+
 
 def bias_act(  # noqa: PLR0913 - the operator's established signature
     x: torch.Tensor,
@@ -66,7 +69,7 @@ def bias_act(  # noqa: PLR0913 - the operator's established signature
         ValueError: an unknown activation or implementation, a bias that does not fit, or a
             negative clamp.
     """
-    native = backend.uses_native(x, impl)
+    native = backend.uses_native(x, impl, pays_on_cpu=act in _PIECEWISE_LINEAR)
     if act not in activation_funcs:
         raise ValueError(f"unknown activation {act!r}; choose from {', '.join(activation_funcs)}")
     if clamp is not None and clamp < 0:

@@ -9,6 +9,7 @@ from tests.train_cli import SMALL, invoke, ticks
 from torch_utils.ops import backend
 from torch_utils.ops.bias_act import bias_act
 from torch_utils.ops.native import library
+from torch_utils.ops.upfirdn2d import filter2d, setup_filter, upsample2d
 
 ON_CPU = [arg for arg in SMALL if not arg.startswith("--ops")]
 
@@ -71,6 +72,30 @@ def test_first_use_warns_once(no_compiler, caplog):
 def test_other_devices_and_dtypes_are_left_to_pytorch(native):
     assert bias_act(torch.zeros(2, 3, device="meta"), act="relu").shape == (2, 3)
     assert bias_act(torch.ones(2, 3, dtype=torch.int64)).dtype == torch.int64
+
+
+def test_auto_does_without_native_operators_where_they_do_not_pay(native, monkeypatch):
+    def native_calls(mode):
+        backend.select(mode)
+        calls = []
+        asked = backend.uses_native
+        with monkeypatch.context() as patch:
+            patch.setattr(
+                backend,
+                "uses_native",
+                lambda *args, **kw: calls.append(asked(*args, **kw)) or calls[-1],
+            )
+            f = setup_filter([1, 3, 3, 1])
+            small, large = torch.zeros(1, 1, 8, 8), torch.zeros(1, 1, 16, 16)
+            for x in (small, small.bfloat16(), large):
+                upsample2d(x, f)
+            filter2d(small, f)
+            bias_act(small, act="lrelu")
+            bias_act(small, act="tanh")
+        return calls
+
+    assert native_calls("auto") == [False, True, True, True, True, False]
+    assert native_calls("native") == [True] * 6
 
 
 def test_bad_modes_are_refused():
