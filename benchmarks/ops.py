@@ -33,7 +33,7 @@ from torch_utils.ops.upfirdn2d import downsample2d, filter2d, setup_filter, upsa
 from training.networks import modulated_conv2d  # noqa: E402
 
 SHAPES = {
-    "cpu": ([32, 64, 16, 16], [16, 32, 32, 32], [8, 32, 64, 64], [4, 16, 128, 128]),
+    "cpu": ([32, 64, 8, 8], [32, 64, 16, 16], [16, 32, 32, 32], [8, 32, 64, 64], [4, 16, 128, 128]),
     "cuda": ([64, 512, 32, 32], [16, 128, 256, 256]),
 }
 DEMO = "--cfg=digits --gamma=2 --aug=noaug".split()

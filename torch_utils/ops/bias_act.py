@@ -35,8 +35,10 @@ activation_funcs = {
     "swish": Activation(lambda x, alpha: nnf.silu(x), 0.0, sqrt(2)),
 }
 
-# PyTorch's vector code for the others is the faster one on the CPU (benchmarks/ops.py).
+# Where the native operator is the faster one on the CPU (benchmarks/ops.py): PyTorch's vector code
+# for curved functions is better, and with few elements the way to an operator of ours costs more.
 _PIECEWISE_LINEAR = ("linear", "relu", "lrelu")
+_MIN_NATIVE_ELEMENTS = 2**18
 
 
 def bias_act(  # noqa: PLR0913 - the operator's established signature
@@ -69,7 +71,7 @@ def bias_act(  # noqa: PLR0913 - the operator's established signature
         ValueError: an unknown activation or implementation, a bias that does not fit, or a
             negative clamp.
     """
-    native = backend.uses_native(x, impl, pays_on_cpu=act in _PIECEWISE_LINEAR)
+    native = backend.uses_native(x, impl, pays_on_cpu=_pays_on_cpu(x, act))
     if act not in activation_funcs:
         raise ValueError(f"unknown activation {act!r}; choose from {', '.join(activation_funcs)}")
     if clamp is not None and clamp < 0:
@@ -82,6 +84,12 @@ def bias_act(  # noqa: PLR0913 - the operator's established signature
     b = None if b is None else b.to(x.dtype)
     function = torch.ops.coopinit.bias_act if native else _bias_act_ref
     return function(x, b, dim, act, alpha, gain, clamp)
+
+
+def _pays_on_cpu(x, act):
+    # A compiled graph shall not depend on the size of the batch.
+    large = torch.compiler.is_compiling() or x.numel() >= _MIN_NATIVE_ELEMENTS
+    return act in _PIECEWISE_LINEAR and large
 
 
 def _check_bias(x: torch.Tensor, b: torch.Tensor, dim: int) -> None:

@@ -15,7 +15,7 @@ from torch_utils.ops import backend, conv2d_gradfix
 
 # From this many taps on, two one-dimensional passes beat one two-dimensional pass.
 _MIN_SEPARABLE_TAPS = 8
-# Smaller images are resampled faster by PyTorch on the CPU, in float32 (benchmarks/ops.py).
+# PyTorch filters smaller float32 images as fast or faster on the CPU (benchmarks/ops.py).
 _MIN_NATIVE_PIXELS = 256
 
 
@@ -106,7 +106,7 @@ def upfirdn2d(  # noqa: PLR0913 - the operator's established signature
     if x.ndim != 4:
         raise ValueError(f"images must have shape [N, C, H, W], not {list(x.shape)}")
     up, down, padding = parse_scaling(up), parse_scaling(down), parse_padding(padding)
-    native = backend.uses_native(x, impl, pays_on_cpu=not _is_small(x, up, down))
+    native = backend.uses_native(x, impl, pays_on_cpu=not _is_small(x, down))
     _check_size(x, f, up, padding)
     # The native operator has no gradient of the filter, which is a constant everywhere here.
     native = native and not (f is not None and f.requires_grad)
@@ -239,9 +239,10 @@ def _check_size(x, f, up, padding):
         )
 
 
-def _is_small(x, up, down):
-    resampled = (up, down) != ((1, 1), (1, 1))
-    return resampled and x.dtype == torch.float32 and x.shape[2] * x.shape[3] < _MIN_NATIVE_PIXELS
+def _is_small(x, down):
+    """Whether the images are small, or become so."""
+    small = x.shape[2] * x.shape[3] < _MIN_NATIVE_PIXELS * down[0] * down[1]
+    return small and x.dtype == torch.float32
 
 
 def _filter_channels_native(x, f, up, down, padding, flip_filter, gain):  # noqa: PLR0913

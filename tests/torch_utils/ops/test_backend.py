@@ -9,7 +9,7 @@ from tests.train_cli import SMALL, invoke, ticks
 from torch_utils.ops import backend
 from torch_utils.ops.bias_act import bias_act
 from torch_utils.ops.native import library
-from torch_utils.ops.upfirdn2d import filter2d, setup_filter, upsample2d
+from torch_utils.ops.upfirdn2d import downsample2d, filter2d, setup_filter, upsample2d
 
 ON_CPU = [arg for arg in SMALL if not arg.startswith("--ops")]
 
@@ -61,7 +61,7 @@ def test_first_use_warns_once(no_compiler, caplog):
     backend.select("auto")
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
-            bias_act(torch.zeros(2, 3), act="relu")
+            bias_act(torch.zeros(2**18), act="relu")
     [record] = caplog.records
     assert no_compiler in record.getMessage() and "plain PyTorch" in record.getMessage()
     with pytest.raises(backend.NativeUnavailableError, match="--ops=ref"):
@@ -86,16 +86,19 @@ def test_auto_does_without_native_operators_where_they_do_not_pay(native, monkey
                 lambda *args, **kw: calls.append(asked(*args, **kw)) or calls[-1],
             )
             f = setup_filter([1, 3, 3, 1])
-            small, large = torch.zeros(1, 1, 8, 8), torch.zeros(1, 1, 16, 16)
+            small, large = torch.zeros(1, 1, 15, 16), torch.zeros(1, 2, 16, 16)
+            huge = torch.zeros(2**18)
             for x in (small, small.bfloat16(), large):
                 upsample2d(x, f)
             filter2d(small, f)
-            bias_act(small, act="lrelu")
-            bias_act(small, act="tanh")
+            downsample2d(large, f)
+            bias_act(large, act="lrelu")
+            bias_act(huge, act="lrelu")
+            bias_act(huge, act="tanh")
         return calls
 
-    assert native_calls("auto") == [False, True, True, True, True, False]
-    assert native_calls("native") == [True] * 6
+    assert native_calls("auto") == [False, True, True, False, False, False, True, False]
+    assert native_calls("native") == [True] * 8
 
 
 def test_bad_modes_are_refused():
