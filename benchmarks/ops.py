@@ -61,6 +61,8 @@ def main(device, dtype, repeats, demo, save):
     report["modulated_conv2d"] = [modulated_row(measure, device, *case) for case in MODULATED]
     if demo:
         report["demo"] = demo_ratio(repeats)
+    if demo and device.type == "cpu":
+        report["demo_shares"] = demo_shares()
     click.echo(text(report))
     if save is not None:
         save.parent.mkdir(parents=True, exist_ok=True)
@@ -194,6 +196,32 @@ def demo_ratio(repeats):
     return result
 
 
+def demo_shares():
+    """Parts of the demo's time in both stages, in plain PyTorch, that are convolutions.
+
+    'filters' are those of upfirdn2d, known by their weights of 4x4; all others are 'networks'.
+    """
+    steps = Steps(read_options([*DEMO, "--ops=ref"], 16), Images(16, 1, 0))
+    result = {}
+    for name in steps.stages:
+        steps.iterate(name)
+        activities = [torch.profiler.ProfilerActivity.CPU]
+        with torch.profiler.profile(activities=activities, record_shapes=True) as profile:
+            for _, interval, run in steps.parts(name):
+                for _ in range(16 // interval):
+                    run()
+        seconds = dict(networks=0.0, filters=0.0)
+        total = 0.0
+        for event in profile.key_averages(group_by_input_shape=True):
+            total += event.self_cpu_time_total
+            place = {"aten::convolution": 1, "aten::convolution_backward": 2}.get(event.key)
+            if place is not None:
+                filters = event.input_shapes[place][2:] == [4, 4]
+                seconds["filters" if filters else "networks"] += event.cpu_time_total
+        result[name] = {key: value / total for key, value in seconds.items()}
+    return result
+
+
 def text(report):
     """The report as lines."""
     lines = [f"{report['device']}, {report['threads']} threads, {report['dtype']}; ref / native:"]
@@ -208,6 +236,9 @@ def text(report):
         lines.append(f"{case!s:26} " + "  ".join(f"{k} {row[k]:5.2f}" for k in WHAT))
     for name, stage in report.get("demo", {}).items():
         lines.append(f"demo, {name} iteration, ref / auto: {stage['ratio']:.2f}")
+    for name, shares in report.get("demo_shares", {}).items():
+        parts = ", ".join(f"{key} {share:.0%}" for key, share in shares.items())
+        lines.append(f"convolutions in the {name} iteration, ref: {parts}")
     return "\n".join(lines)
 
 
