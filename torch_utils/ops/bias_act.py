@@ -62,7 +62,9 @@ def bias_act(  # noqa: PLR0913 - the operator's established signature
         gain: factor on the activated value; None takes the activation's default.
         clamp: largest magnitude of the result, >= 0; None does not clamp.
         impl: 'cuda' is the native operator of the device of `x` where it can be had (see
-            `backend`); 'ref' is plain PyTorch.
+            `backend`); 'ref' is plain PyTorch. The native one saves its result for the derivative,
+            so that must not be changed in place, knows no `torch.func`, differentiates twice, and
+            takes the slope at a clamped value for 0 where the value equals `clamp` exactly.
 
     Returns:
         Tensor with the shape, dtype and memory format of `x`.
@@ -71,7 +73,6 @@ def bias_act(  # noqa: PLR0913 - the operator's established signature
         ValueError: an unknown activation or implementation, a bias that does not fit, or a
             negative clamp.
     """
-    native = backend.uses_native(x, impl, pays_on_cpu=_pays_on_cpu(x, act))
     if act not in activation_funcs:
         raise ValueError(f"unknown activation {act!r}; choose from {', '.join(activation_funcs)}")
     if clamp is not None and clamp < 0:
@@ -82,6 +83,7 @@ def bias_act(  # noqa: PLR0913 - the operator's established signature
     alpha = spec.def_alpha if alpha is None else alpha
     gain = spec.def_gain if gain is None else gain
     b = None if b is None else b.to(x.dtype)
+    native = backend.uses_native(x, impl, pays_on_cpu=_pays_on_cpu(x, act))
     function = torch.ops.coopinit.bias_act if native else _bias_act_ref
     return function(x, b, dim, act, alpha, gain, clamp)
 

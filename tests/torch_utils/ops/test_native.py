@@ -252,3 +252,15 @@ def test_impl_ref_and_mode_ref_do_without(monkeypatch):
     bias_act(x, act="relu", impl="ref")
     backend.select("ref")
     bias_act(x, act="relu")
+
+
+@pytest.mark.parametrize("act", ["lrelu", "swish"])
+def test_a_bias_of_every_element(native, act):
+    """Nothing is left to sum over."""
+    torch.manual_seed(0)
+    gradients = []
+    for impl in ("cuda", "ref"):
+        x, b = (torch.linspace(-1, 1, 5, requires_grad=True) for _ in range(2))
+        bias_act(x, b, dim=0, act=act, impl=impl).square().sum().backward()
+        gradients.append((x.grad, b.grad))
+    torch.testing.assert_close(*gradients)

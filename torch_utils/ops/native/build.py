@@ -8,6 +8,7 @@ not tried again by itself.
 
 import contextlib
 import json
+import logging
 import os
 import re
 import shutil
@@ -29,6 +30,7 @@ BUILD_SECONDS = 900  # a build that takes longer is stuck
 WAIT_SECONDS = 1000  # for a build of another process, which ends itself before
 RETRY = "python -m torch_utils.ops build"
 
+logger = logging.getLogger(__name__)
 _ROOT = Path(__file__).parents[3]  # where torch_utils is
 _FAILURE = "failed.json"
 _TITLES = {"cpu": "CPU", "cuda": "CUDA"}
@@ -71,11 +73,12 @@ def library(device_type: str, retry: bool = False, wait_seconds: float = WAIT_SE
     toolchain = toolchains.find(device_type)
     if toolchain.problems:
         raise BuildError(f"{title}: {'; '.join(toolchain.problems)}.")
-    folder = folder_of(toolchain)
-    path = library_in(folder)
-    if path.exists():
-        return path
+    folder = "the cache"
     try:
+        folder = folder_of(toolchain)
+        path = library_in(folder)
+        if path.exists():
+            return path
         folder.mkdir(parents=True, exist_ok=True)
         with _turn(folder, wait_seconds):
             if path.exists():  # built by another process meanwhile
@@ -84,13 +87,18 @@ def library(device_type: str, retry: bool = False, wait_seconds: float = WAIT_SE
                 raise BuildError(message)
             failure = folder / _FAILURE
             try:
+                logger.warning(
+                    "Building the native operators for %s, once; this takes about a minute.",
+                    _TITLES[device_type],
+                )
                 _compile(toolchain, folder)
             except BuildError as error:
                 message = f"{title}: {error} To try again: {RETRY}."
                 failure.write_text(json.dumps({"message": message, "time": time.time()}))
                 raise BuildError(message) from None
             failure.unlink(missing_ok=True)
-    except (OSError, NotImplementedError) as error:  # the latter: a file system without locks
+    # RuntimeError: there is no home folder; NotImplementedError: a file system without locks.
+    except (OSError, RuntimeError) as error:
         raise BuildError(
             f"{title}: {folder} cannot be used ({first_line(error)}). Name a folder that can be "
             "written, on a local disk, in TORCH_EXTENSIONS_DIR."
@@ -102,10 +110,10 @@ def remembered_failure(folder: Path) -> str | None:
     """What the last build in a folder has failed with; None if it has not."""
     try:
         failure = json.loads((folder / _FAILURE).read_text())
-    except FileNotFoundError:
+        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(failure["time"]))
+        return f"{failure['message']} (So ended the build of {when}.)"
+    except (OSError, ValueError, KeyError, TypeError):  # none, or one that was cut off
         return None
-    when = time.strftime("%Y-%m-%d %H:%M", time.localtime(failure["time"]))
-    return f"{failure['message']} (So ended the build of {when}.)"
 
 
 @contextlib.contextmanager
@@ -115,9 +123,18 @@ def _turn(folder: Path, wait_seconds: float) -> Iterator[None]:
     Raises BuildError when another process holds it for too long.
     """
     owner = folder / "owner.json"
-    lock = filelock.FileLock(folder / "lock", timeout=wait_seconds)
+    lock = filelock.FileLock(folder / "lock")
     try:
-        lock.acquire()
+        try:
+            lock.acquire(blocking=False)
+        except filelock.Timeout:
+            logger.warning(
+                "Waiting for the native operators, which another process (%s) builds; for %g "
+                "seconds at most.",
+                _describe(owner),
+                wait_seconds,
+            )
+            lock.acquire(timeout=wait_seconds)
     except filelock.Timeout:
         raise BuildError(
             f"Another process ({_describe(owner)}) has been building the native operators for "
@@ -126,8 +143,8 @@ def _turn(folder: Path, wait_seconds: float) -> Iterator[None]:
     try:
         owner.write_text(json.dumps(_this_process()))
         yield
-        owner.unlink(missing_ok=True)
     finally:
+        owner.unlink(missing_ok=True)
         lock.release()
 
 
@@ -169,13 +186,15 @@ def _run(request: dict, toolchain: Toolchain) -> tuple[str, int | None]:
     """Run compile.py; returns its output, and its status or None where it took too long."""
     environment = os.environ | {
         "PATH": toolchains.search_path(),
-        "PYTHONPATH": os.pathsep.join([str(_ROOT), os.environ.get("PYTHONPATH", "")]),
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH")])),
+        "LC_ALL": "C",  # messages of compilers are searched for errors
         "TORCH_CUDA_ARCH_LIST": toolchain.architectures,
     }
     command = [sys.executable, "-m", "torch_utils.ops.native.compile", json.dumps(request)]
     process = subprocess.Popen(
         command, env=environment, start_new_session=True, text=True, errors="replace",
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        cwd=request["build_directory"],  # python -m looks for modules there
     )  # fmt: skip
     try:
         output, _ = process.communicate(timeout=BUILD_SECONDS)
@@ -200,7 +219,7 @@ def _end(process: subprocess.Popen) -> None:
 def first_error(output: str) -> str:
     """The first line of a build's output that names an error, else its last line."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
-    errors = [line for line in lines if re.search(r"\berror\b", line, re.IGNORECASE)]
+    errors = [line for line in lines if re.search(r"\b(error|fatal)\b", line, re.IGNORECASE)]
     # Ours come first: PyTorch wraps the compiler's words in an exception of its own.
     own = [line for line in errors if not line.startswith(("RuntimeError", "subprocess."))]
     return (own or errors or lines[-1:] or ["no output"])[0][:300]

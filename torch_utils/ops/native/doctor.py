@@ -12,11 +12,18 @@ def report() -> str:
     lines = [
         f"Python {platform.python_version()}, PyTorch {torch.__version__}, "
         f"CUDA {torch.version.cuda or 'none'}",
-        f"Cache: {build.cache_folder()} (set TORCH_EXTENSIONS_DIR to move it)",
+        f"Cache: {_cache()} (set TORCH_EXTENSIONS_DIR to move it)",
     ]
     for device_type in ("cpu", "cuda"):
         lines += ["", *_device(device_type)]
     return "\n".join(lines)
+
+
+def _cache():
+    try:
+        return build.cache_folder()
+    except RuntimeError as error:  # there is no home folder
+        return f"none, {build.first_line(error)}"
 
 
 def _device(device_type):
@@ -35,8 +42,12 @@ def _device(device_type):
 def _verdict(found):
     if found.problems:
         return "native operators cannot be built; plain PyTorch is used"
-    folder = build.folder_of(found)
-    if build.library_in(folder).exists():
+    try:
+        folder = build.folder_of(found)
+        built = build.library_in(folder).exists()
+    except (OSError, RuntimeError) as error:
+        return f"the cache cannot be used ({build.first_line(error)}): set TORCH_EXTENSIONS_DIR"
+    if built:
         return f"native operators are built: {build.library_in(folder)}"
     if failure := build.remembered_failure(folder):
         return f"the last build failed. {failure}"

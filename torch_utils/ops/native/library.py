@@ -138,7 +138,8 @@ def _bias_act_grad_backward(ctx, g):
 
 
 def _sum_but(x, dim):
-    return x.sum([i for i in range(x.ndim) if i != dim])
+    others = [i for i in range(x.ndim) if i != dim]
+    return x.sum(others) if others else x  # sum([]) would be that of everything
 
 
 def _keep_nothing(ctx, inputs, output):

@@ -17,8 +17,16 @@ import torch
 SOURCES = Path(__file__).parent / "src"
 HEADERS = ("*.h", "*.inl")
 CXX_FLAGS = ("-O3", "-fno-math-errno", "-fno-trapping-math")
-# On a GPU, thread blocks check no errno either; line numbers help profilers.
-CUDA_FLAGS = ("-O3", "-lineinfo", "--expt-relaxed-constexpr")
+# Line numbers help profilers. PyTorch forbids conversions from and to half precision, which would
+# be ambiguous beside its own types; the kernels do not know those, and need the conversions.
+CUDA_FLAGS = (
+    "-O3",
+    "-lineinfo",
+    "-U__CUDA_NO_HALF_OPERATORS__",
+    "-U__CUDA_NO_HALF_CONVERSIONS__",
+    "-U__CUDA_NO_HALF2_OPERATORS__",
+    "-U__CUDA_NO_BFLOAT16_CONVERSIONS__",
+)
 
 
 @dataclass(frozen=True)

@@ -174,3 +174,28 @@ def test_the_key_changes_with_all_that_matters(tiny, monkeypatch):
 )
 def test_first_error(output, line):
     assert build.first_error(output) == line
+
+
+@pytest.mark.parametrize("content", ["", '{"message": "cut', "[]", '{"time": 0}'])
+def test_a_failure_that_was_cut_off_is_none(tmp_path, content):
+    (tmp_path / "failed.json").write_text(content)
+    assert build.remembered_failure(tmp_path) is None
+
+
+@pytest.mark.parametrize("error", [PermissionError("not yours"), RuntimeError("no home")])
+def test_a_cache_that_cannot_even_be_looked_at_is_no_crash(monkeypatch, error):
+    def fail(toolchain):
+        raise error
+
+    monkeypatch.setattr(build, "folder_of", fail)
+    with pytest.raises(build.BuildError, match="cannot be used .*TORCH_EXTENSIONS_DIR"):
+        build.library("cpu")
+    from torch_utils.ops.native import doctor
+
+    assert "the cache cannot be used" in doctor.report()
+
+
+@pytest.mark.parametrize("line", ["nvcc fatal   : Unsupported gpu architecture 'compute_200'"])
+def test_fatal_lines_are_errors(line):
+    output = f"FAILED\n{line}\nRuntimeError: Error building extension\n"
+    assert build.first_error(output) == line

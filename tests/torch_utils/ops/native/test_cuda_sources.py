@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.utils.cpp_extension import COMMON_NVCC_FLAGS
 
 from tests.golden_cases import relative_error
 from torch_utils.ops.native.toolchain import CUDA_FLAGS, SOURCES
@@ -91,7 +92,8 @@ def test_compiles_for_every_architecture(name, tmp_path):
     generations = {n // 10: min(m for m in chosen if m // 10 == n // 10) for n in chosen}
     code = [f"-gencode=arch=compute_{generations[n // 10]},code=sm_{n}" for n in chosen]
     # Little optimisation: it is about whether, and takes a third of the time.
-    flags = [*CUDA_FLAGS[1:], "-std=c++17", "-Xcicc=-O1", "-Xptxas=-O0", "--threads=2"]
+    flags = [*COMMON_NVCC_FLAGS, *CUDA_FLAGS, "-std=c++17"]  # as PyTorch builds extensions
+    flags += ["-Xcicc=-O1", "-Xptxas=-O0", "--threads=2"]
     command = [NVCC, "-c", *flags, *code, str(SOURCES / name), "-o", str(tmp_path / "out.o")]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -12,7 +12,8 @@ constexpr int64_t kElementsPerThread = 1 << 15;  // fewer are not worth a thread
 
 const CpuKernels& kernels() {
 #if defined(__x86_64__)
-  static const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  static const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                           __builtin_cpu_supports("f16c");
   return avx2 ? cpu_kernels_avx2() : cpu_kernels_default();
 #else
   return cpu_kernels_default();
