@@ -14,7 +14,7 @@ def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     torch.ones(2**22)
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-print(json.dumps([faults() for _ in range(8)]))
+print(json.dumps([faults() for _ in range(60)]))
 """
 
 
@@ -29,9 +29,9 @@ def page_faults(monkeypatch, **variables):
 def test_freed_memory_is_used_again(monkeypatch):
     for name in ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"):
         monkeypatch.delenv(name, raising=False)
-    assert page_faults(monkeypatch)[-1] < 10
+    assert max(page_faults(monkeypatch)[-20:]) < 1000  # the first ones make holes in the heap
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
 def test_variables_of_the_user_win(monkeypatch):
-    assert page_faults(monkeypatch, MALLOC_MMAP_THRESHOLD_="100000")[-1] > 10
+    assert page_faults(monkeypatch, MALLOC_MMAP_THRESHOLD_="100000")[-1] > 1000
