@@ -158,6 +158,8 @@ def opcheck_cases(device="cpu"):
         yield ops.bias_act_grad, (leaf, images, None, 1, "lrelu", 0.2, 1.5, 0.9, True)
 
 
+# PyTorch 2.14's own check looks at gradients of tensors that have none.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 def test_opcheck():
     for operator, args in opcheck_cases():
         torch.library.opcheck(operator.default, args)
