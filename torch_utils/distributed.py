@@ -130,6 +130,7 @@ def _joined(rank: int, count: int, meeting: str) -> Iterator[None]:
         "gloo", init_method=meeting, rank=rank, world_size=count, timeout=_TIMEOUT
     )
     try:
+        torch.distributed.barrier()  # nobody leaves before all have met
         yield
     finally:
         torch.distributed.destroy_process_group()
