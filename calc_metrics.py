@@ -161,7 +161,7 @@ def _measure(job: "Job", processes: int) -> "list[Result] | None":
     from torch_utils.distributed import WorkerError, run_processes
 
     try:
-        return run_processes(run_job, processes, job)
+        return run_processes(run_job, processes, job, device=job.settings.device)
     except WorkerError as error:
         raise MetricError(str(error)) from None
 

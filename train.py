@@ -1,23 +1,30 @@
 """Train StyleGAN2-ADA, optionally with a cooperative initialisation stage (CoopInit)."""
 
 import dataclasses
-import logging
-import shutil
-import sys
+from functools import partial
 
 import click
 
 from dnnlib.command import SectionedCommand
 from torch_utils.ops.backend import MODES, NativeUnavailableError, select
 from training.augpipes import AUGPIPES
-from training.config import ConfigError, TrainingConfig, setting_docs
+from training.command import (
+    configure,
+    is_run,
+    processes_started_together,
+    reopen,
+    run,
+    unfinished_run,
+)
+from training.config import TrainingConfig, setting_docs
 from training.presets import CFG_NAMES
-from training.run_dir import create_run_dir, describe_run, log_to
+from training.run_dir import create_run_dir, describe_run
 from training.validation import (
     ARCHITECTURES,
     AUGMENTATIONS,
     LOSSES,
     NOISE_SCHEDULES,
+    ON_DIVERGENCE,
     PRECISIONS,
     remarks,
 )
@@ -70,21 +77,30 @@ OPTIONS = {
             ["--outdir"], default="training-runs", help="Folder of all runs", metavar="DIR"
         ),
         click.Option(["-n", "--dry-run"], is_flag=True, help="Print the settings and exit"),
+        click.Option(
+            ["--restart"],
+            is_flag=True,
+            help="Start a new run, even where one with the same settings is unfinished",
+        ),
         click.Option(["--device"], help="cpu, cuda or cuda:N  [default: cuda where there is one]"),
         option("--gpus", type=int),
+        option("--timeout-minutes", type=float),
         option("--snap", type=int),
+        option("--save-minutes", type=float),
         option("--seed", type=int),
+        option("--on-divergence", type=click.Choice(ON_DIVERGENCE)),
         option("--stop-on", callback=names, metavar="LIST"),
         option("--metrics", metavar="LIST"),
         option("--detector", metavar="PT"),
         option("--keep", type=int),
     ],
     "Data": [
-        option("--data", required=True, metavar="PATH"),
+        option("--data", default="needed for a new run", metavar="PATH"),
         option("--cond", type=bool, metavar="BOOL"),
         option("--subset", type=int),
         option("--mirror", type=bool, metavar="BOOL"),
         option("--workers", type=int),
+        option("--cache", type=bool, metavar="BOOL"),
     ],
     "Preset, and what it sets": [
         option("--cfg", type=click.Choice(CFG_NAMES)),
@@ -131,7 +147,7 @@ OPTIONS = {
         option("--lr-d", type=float),
     ],
     "Transfer learning": [
-        option("--resume", metavar="PKL", callback=snapshot_or_none),
+        option("--resume", metavar="PKL|RUN_DIR|latest", callback=snapshot_or_none),
         option("--freezed", type=int),
     ],
     "Performance": [
@@ -164,40 +180,56 @@ OPTIONS = {
     sections=OPTIONS,
     context_settings={"show_default": True, "max_content_width": 100},
 )
-def main(outdir, dry_run, **options):
+def main(outdir, dry_run, restart, **options):
     """Train a GAN on the images of a zip or folder, made by dataset_tool.py.
+
+    A command that is given again goes on with the newest unfinished run of the same settings.
 
     \b
     Examples:
       python train.py --data=cifar10.zip --cfg=cifar --coop-kimg=750 --gamma=0
       python train.py --data=faces.zip --mirror=1 --snap=10
+      python train.py --resume=latest
     """
-    logging.basicConfig(format="%(message)s", stream=sys.stdout, force=True)
-    for name in ("training", "metrics"):
-        logging.getLogger(name).setLevel(logging.INFO)
     given = {name: value for name, value in options.items() if value is not None}
+    with processes_started_together(given) as processes:
+        prepare_and_train(processes, outdir, dry_run, restart, given)
+
+
+def prepare_and_train(processes, outdir, dry_run, restart, given):
+    """Complete the settings, say what will be done, and do it."""
+    from training.session import Job
+
     asked = dict(given)
-    refuse_unavailable(given)
-    notes = choose_metrics(given)
-    config, dataset = configure(given)
-    description = describe_run(dataset.name, config, asked)
-    notes += remarks(asked, config)
+    if is_run(given.get("resume")):
+        notes = choose_metrics(given) if "metrics" in given else []
+        run_dir, config, dataset, changes = reopen(outdir, given)
+        notes += changes
+    else:
+        notes = choose_metrics(given)
+        config, dataset = configure(given)
+        # The first looks for all: looking takes the lock of a run for a moment.
+        look = processes.first and not restart
+        run_dir = processes.share(unfinished_run(outdir, config) if look else None)
+        notes += remarks(asked, config)
+    description = run_dir.name if run_dir else describe_run(dataset.name, config, asked)
     for line in [f"Settings: {config.to_json()}", f"Run: {description}", *notes]:
         click.echo(line)
+    if run_dir:
+        click.echo(f"Going on with the unfinished run {run_dir}; --restart starts a new one.")
     if dry_run:
         click.echo("Dry run: nothing was written.")
         return
     prepare_operators(config)  # a dry run builds nothing
-    resume = read_resume(config)  # nor does it download
-    by_default = not {"metrics", "detector"} & asked.keys()
-    config, measure = open_metrics(config, by_default)
-    run(config, dataset, make_run_dir(outdir, description), resume, measure)
-
-
-def refuse_unavailable(given):
-    """Refuse options that no code stands behind yet."""
-    if given.get("gpus", 1) > 1:
-        raise click.UsageError("not available yet: --gpus above 1; leave it out")
+    goes_on = run_dir is not None
+    networks = None if goes_on else read_resume(config)  # nor does it download
+    open_measure = None
+    if processes.first:
+        by_default = not {"metrics", "detector"} & asked.keys()
+        config, open_measure = open_metrics(config, by_default)
+    if not goes_on:
+        run_dir = processes.share(make_run_dir(outdir, description) if processes.first else None)
+    run(processes, Job(config, dataset, run_dir, goes_on, networks, open_measure))
 
 
 def choose_metrics(given):
@@ -232,10 +264,11 @@ def metrics_by_default(given):
 
 
 def open_metrics(config, by_default):
-    """What measures the snapshots of a run, or None, and the settings, changed where it is off.
+    """A function that returns what measures the snapshots of a run, and the settings.
 
     Metrics that were asked for must be possible before training starts; those that nobody asked
-    for do not stand in its way.
+    for do not stand in its way: the settings that are returned then say that they are off. The
+    function is None where nothing is measured.
     """
     from metrics import MetricError
     from metrics.evaluation import Settings
@@ -246,8 +279,9 @@ def open_metrics(config, by_default):
     settings = Settings(device=config.device, detector=config.detector, verbose=True)
     kwargs = config.training_set_kwargs()
     view = {name: kwargs[name] for name in ("max_size", "xflip", "random_seed") if name in kwargs}
+    open_measure = partial(RunMetrics, config.metrics, settings, config.data, **view)
     try:
-        return config, RunMetrics(config.metrics, settings, config.data, **view)
+        measure = open_measure()
     except MetricError as error:
         if not by_default:
             raise click.ClickException(
@@ -255,39 +289,8 @@ def open_metrics(config, by_default):
             ) from error
         click.echo(f"Metrics are off: {error}.")
         return dataclasses.replace(config, metrics="none"), None
-
-
-def machine_settings(given):
-    """`given` with the device that it asks for, or that there is, and the field of --nobench."""
-    from torch_utils.devices import find_device
-
-    settings = {name: value for name, value in given.items() if name != "nobench"}
-    try:
-        settings["device"] = str(find_device(given.get("device")))
-    except ValueError as error:
-        raise click.UsageError(str(error)) from error
-    return settings | {"cudnn_benchmark": not given.get("nobench", False)}
-
-
-def configure(given):
-    """Open the data set and complete the settings; returns (`TrainingConfig`, data set)."""
-    from training.dataset import DatasetError, ImageFolderDataset
-
-    given = machine_settings(given)
-    try:
-        dataset = ImageFolderDataset(
-            given["data"],
-            use_labels=given.get("cond", False),
-            max_size=max(given["subset"], 1) if "subset" in given else None,  # refused below
-            xflip=given.get("mirror", False),
-            random_seed=given.get("seed", 0),
-        )
-    except DatasetError as error:
-        raise click.ClickException(str(error)) from error
-    try:
-        return TrainingConfig.from_options(given, resolution=dataset.resolution), dataset
-    except ConfigError as error:
-        raise click.UsageError(str(error)) from error
+    # Another process loads its own: detectors cannot be pickled.
+    return config, open_measure if config.gpus > 1 else lambda: measure
 
 
 def prepare_operators(config):
@@ -308,31 +311,6 @@ def read_resume(config):
         raise click.ClickException(str(error)) from error
 
 
-def run(config, dataset, run_dir, resume, measure):
-    """Train in a fresh run folder; errors that a user can mend end in one line."""
-    from training.diagnostics import SymptomError
-    from training.divergence import DivergenceError
-    from training.image_files import DatasetError
-    from training.training_loop import TrainingRun
-    from training.transfer import TransferError
-
-    training = None
-    try:
-        with log_to(run_dir / "log.txt"):
-            training = TrainingRun(config, dataset, run_dir, resume, measure)
-            click.echo(f"Run folder: {run_dir}")
-            (run_dir / "training_options.json").write_text(config.to_json())
-            training.train()
-    except (TransferError, DatasetError, DivergenceError, SymptomError, OSError) as error:
-        refusal = click.ClickException(last_line(error))
-        refusal.exit_code = 3 if isinstance(error, SymptomError) else 1
-        raise refusal from error
-    finally:
-        if training is None:  # the folder holds at most a log of what is said to the user, too
-            shutil.rmtree(run_dir, ignore_errors=True)
-    click.echo(f"Done. Open {run_dir / 'index.html'}")
-
-
 def make_run_dir(outdir, description):
     """Make the folder of this run below `outdir`."""
     try:
@@ -341,12 +319,6 @@ def make_run_dir(outdir, description):
         raise click.ClickException(
             f"Cannot make a run folder in --outdir={outdir}: {error.strerror}. Choose another one."
         ) from error
-
-
-def last_line(error):
-    """The message itself: data-loader workers put their traceback and its class before it."""
-    *_, line = str(error).strip().splitlines() or [type(error).__name__]
-    return line.removeprefix(f"{type(error).__module__}.{type(error).__qualname__}: ")
 
 
 if __name__ == "__main__":

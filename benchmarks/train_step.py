@@ -31,6 +31,7 @@ from torch.utils.flop_counter import flop_registry  # noqa: E402
 
 import train  # noqa: E402
 from coopinit_patch.loss import no_report  # noqa: E402
+from training.command import machine_settings  # noqa: E402
 from training.config import TrainingConfig  # noqa: E402
 from training.ema import update_ema  # noqa: E402
 from training.stages import build_stages, run_phase  # noqa: E402
@@ -85,9 +86,9 @@ def main(context, resolution, channels, classes, warmup, repeats, save):
 def read_options(args, resolution):
     """The `TrainingConfig` for options of train.py."""
     given = train.main.make_context("train_step.py", ["--data=none", *args]).params
-    unused = ("outdir", "dry_run", "metrics")
+    unused = ("outdir", "dry_run", "restart", "metrics")
     given = {k: value for k, value in given.items() if value is not None and k not in unused}
-    settings = train.machine_settings(given) | {"coop_kimg": given.get("coop_kimg") or 1}
+    settings = machine_settings(given) | {"coop_kimg": given.get("coop_kimg") or 1}
     return TrainingConfig.from_options(settings, resolution=resolution)
 
 

@@ -17,7 +17,7 @@ from training.config import setting_docs  # noqa: E402
 from training.diagnostics import SYMPTOMS  # noqa: E402
 from training.presets import COMMON, PRESETS  # noqa: E402
 
-COMMANDS = ("train", "generate", "calc_metrics", "dataset_tool")
+COMMANDS = ("train", "generate", "calc_metrics", "export", "dataset_tool")
 INTRODUCTION = """\
 # Options
 

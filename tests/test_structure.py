@@ -108,6 +108,7 @@ def test_help_does_not_import_torch(door):
 NOT_SETTINGS = {
     "outdir",  # where
     "dry_run",  # whether at all
+    "restart",  # whether anew
     "fp32",  # num_fp16_res
     "nobench",  # cudnn_benchmark
 }

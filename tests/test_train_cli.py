@@ -41,11 +41,15 @@ def test_contents_of_the_run_folder(first):
     run_dir, output = first
     assert run_dir.name == "00000-tiny-digits-gamma0-kimg2-batch96-coop1-coopsteps2"
     [events] = run_dir.glob("events.out.tfevents.*")
+    states = {path.name for path in run_dir.glob("training-state-*.pt")}
+    assert {name[:27] for name in states} == {
+        "training-state-000000001056", "training-state-000000002016",
+    }  # fmt: skip
     assert {path.name for path in run_dir.iterdir()} == {
         "training_options.json", "log.txt", "stats.jsonl", events.name, "reals.png",
         "fakes_init.png", "fakes000000.png", "fakes000001.png", "fakes000002.png",
         "network-snapshot-000000.pkl", "network-snapshot-000001.pkl",
-        "network-snapshot-000002.pkl", "learning-curves.png", "index.html",
+        "network-snapshot-000002.pkl", "learning-curves.png", "index.html", ".lock", *states,
     }  # fmt: skip
     assert output.strip().endswith(f"Done. Open {run_dir / 'index.html'}")
     assert "Metrics are off: fid50k_full would take hours on the CPU" in output
@@ -237,11 +241,6 @@ def test_a_cooperative_stage_longer_than_the_run_is_announced(data):
     assert result.exit_code == 0 and "training is cooperative throughout" in result.output
     result = invoke(f"--data={data}", "-n", "--kimg=10", "--coop-kimg=9")
     assert result.exit_code == 0 and "throughout" not in result.output
-
-
-def test_not_available_yet(data):
-    message = refused(f"--data={data}", "-n", "--gpus=2", code=2)
-    assert message.startswith("Error: not available yet: --gpus") and "leave it out" in message
 
 
 def test_adaptive_augmentation_starts_after_the_cooperative_stage(data, tmp_path):

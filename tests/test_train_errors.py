@@ -1,6 +1,7 @@
 """Bad input, and runs that go wrong: one line each, nothing lost."""
 
 import re
+from pathlib import Path
 
 import click
 import numpy as np
@@ -9,8 +10,12 @@ import pytest
 import train
 from tests import make_data, tiny
 from tests.hostile_pickles import HOSTILE
-from tests.train_cli import SMALL, refused, snapshot
+from tests.train_cli import SMALL, refused, snapshot, trained
+from training.command import last_line
 from training.snapshot import save_snapshot
+from training.training_loop import TrainingRun
+
+FEW_CHANNELS = ("--g-scale=0.001953125", "--d-scale=0.001953125", "--gamma=0")
 
 
 @pytest.fixture(scope="module")
@@ -113,15 +118,25 @@ def test_archives_that_cannot_be_read(tmp_path, content):
 
 @tiny.starts_workers
 @pytest.mark.parametrize("workers", [0, 2])
-def test_an_image_that_turns_out_damaged_while_training_is_named(tmp_path, workers):
-    count = 32 * 32 + 1  # one more than reals.png shows
-    unseen = int(np.random.RandomState(0).permutation(count)[-1])
-    name = f"{unseen // 1000:05d}/img{unseen:08d}.png"
+@pytest.mark.parametrize("damaged", [2, 12])
+def test_images_that_turn_out_damaged_while_training(tmp_path, workers, damaged):
+    """A few are left out and named; more than 1 % end the run, with what was trained saved."""
+    count = 32 * 32 + damaged  # more than reals.png shows
+    unseen = np.random.RandomState(0).permutation(count)[-damaged:]
+    names = [f"{unseen_index // 1000:05d}/img{unseen_index:08d}.png" for unseen_index in unseen]
     files = make_data.archive_files(make_data.pixels(count, 8, 1))
-    path = make_data.write_zip(tmp_path / "data.zip", files | {name: files[name][:45]})
-    options = (*SMALL, "--kimg=2", "--batch=256", "--gamma=0", f"--workers={workers}")
-    line = refused(f"--data={path}", f"--outdir={tmp_path / 'runs'}", *options, code=1)
-    assert line.startswith(f"Error: '{name}' in '{path}' cannot be decoded (")
+    files |= {name: files[name][:45] for name in names}
+    path = make_data.write_zip(tmp_path / "data.zip", files)
+    options = (*SMALL, *FEW_CHANNELS, "--kimg=2", "--batch=256", f"--workers={workers}")
+    options += (f"--data={path}", f"--outdir={tmp_path / 'runs'}")
+    if damaged == 2:
+        _, output = trained(*options)
+        for name in names:
+            assert output.count(f"'{name}' in '{path}' cannot be decoded (") == 1
+        assert "Warning: an image is left out (2 so far)" in output
+        return
+    line = refused(*options, code=1)
+    assert line.startswith(f"Error: 11 of {count} images are damaged, the latest: '")
     assert line.endswith("repair or remove it.")
     [run_dir] = (tmp_path / "runs").iterdir()
     assert "DatasetError" in (run_dir / "log.txt").read_text()
@@ -171,7 +186,7 @@ def test_snapshots_that_no_run_can_start_from(data, tmp_path, content, message):
     ],
 )  # fmt: skip
 def test_errors_end_in_one_line(error, line):
-    assert train.last_line(error) == line
+    assert last_line(error) == line
 
 
 def test_a_run_that_diverges_stops_with_its_last_good_networks(data, tmp_path):
@@ -188,3 +203,37 @@ def test_a_run_that_diverges_stops_with_its_last_good_networks(data, tmp_path):
     networks = snapshot(path)
     for name in ("G", "D", "G_ema"):
         assert all(tensor.isfinite().all() for tensor in networks[name].state_dict().values())
+
+
+def test_a_run_that_diverges_goes_back_once_if_asked_to(data, tmp_path):
+    line = refused(
+        f"--data={data}", f"--outdir={tmp_path}", *SMALL, "--batch=128", "--coop-kimg=1",
+        "--coop-steps=3", "--coop-noise=literal", "--coop-step-size=1000",
+        "--on-divergence=restore", *FEW_CHANNELS, code=1,
+    )  # fmt: skip
+    assert line.startswith("Error: the cooperative stage diverged before kimg ")
+    [run_dir] = tmp_path.iterdir()
+    log = (run_dir / "log.txt").read_text()
+    assert log.count("going on from kimg 0.0 with 0.5 times the learning rates.") == 1
+
+
+def test_an_archive_that_is_replaced_while_training(data, tmp_path, monkeypatch):
+    path = tmp_path / "data.zip"
+    path.write_bytes(Path(data).read_bytes())
+    iterate = TrainingRun.iterate
+
+    def iterate_and_replace(run):
+        iterate(run)
+        if run.state.nimg == 256:
+            tiny.write_data(tmp_path / "other.zip", count=41)
+            (tmp_path / "other.zip").replace(path)
+
+    monkeypatch.setattr(TrainingRun, "iterate", iterate_and_replace)
+    outdir = tmp_path / "runs"
+    options = (f"--data={path}", f"--outdir={outdir}", "--batch=128", *FEW_CHANNELS)
+    line = refused(*SMALL, *options, code=1)
+    assert f"'{path}' has been replaced by other data since it was opened; put it back" in line
+    path.write_bytes(Path(data).read_bytes())
+    monkeypatch.setattr(TrainingRun, "iterate", iterate)
+    _, output = trained(*options)
+    assert "Going on with the unfinished run" in output

@@ -4,14 +4,21 @@ import math
 
 import torch
 
+from torch_utils.distributed import Processes
+
 
 class TrainingStats:
     """Counts, means and standard deviations by name, since the last `collect()`.
 
-    `report()` never synchronises with the GPU; `collect()` and `mean()` do.
+    `report()` never synchronises with the GPU; `collect()` and `mean()` do. Where there are several
+    processes they call `collect()` and `state_dict()` together, and get what all of them reported.
+
+    Args:
+        processes: Which of them this is.
     """
 
-    def __init__(self):
+    def __init__(self, processes=None):
+        self._processes = processes or Processes()
         self._moments = {}  # name -> float64 tensor [count, sum, sum of squares]
 
     def report(self, name, value):
@@ -19,10 +26,27 @@ class TrainingStats:
         value = torch.as_tensor(value, dtype=torch.float64).detach().flatten()
         count = torch.full_like(value[:1], value.numel()).sum()
         moments = torch.stack([count, value.sum(), value.square().sum()])
-        if name in self._moments:
-            self._moments[name] += moments.to(self._moments[name].device)
-        else:
+        if name not in self._moments:
             self._moments[name] = moments
+            return
+        known = self._moments[name]
+        if known.device.type == "cpu":  # plain numbers, or what a training state held
+            known = known.to(moments.device)
+        self._moments[name] = known + moments.to(known.device)
+
+    def state_dict(self):
+        """The moments so far, of all processes, by name."""
+        merged = None
+        if gathered := self._processes.gather({k: v.cpu() for k, v in self._moments.items()}):
+            merged = dict(gathered[0])
+            for moments in gathered[1:]:
+                for name, value in moments.items():
+                    merged[name] = merged[name] + value if name in merged else value
+        return self._processes.share(merged)
+
+    def load_state_dict(self, state):
+        """Go on from `state_dict()`."""
+        self._moments = dict(state)
 
     def mean(self, name):
         """Mean of `name` so far, as a float; NaN where nothing was reported."""
@@ -34,7 +58,7 @@ class TrainingStats:
     def collect(self):
         """All statistics by name, {"num": int, "mean": float, "std": float}; starts afresh."""
         collected = {}
-        for name, moments in self._moments.items():
+        for name, moments in self.state_dict().items():
             count, total, squares = moments.tolist()
             mean = total / count if count else math.nan
             variance = squares / count - mean * mean if count else math.nan

@@ -2,6 +2,8 @@
 
 import torch
 
+from torch_utils.distributed import add_up
+
 UPDATE_INTERVAL = 4  # iterations
 
 
@@ -29,9 +31,20 @@ class AdaController:
         signs = real_scores.detach().sign().flatten()
         self._signs += torch.stack([torch.ones_like(signs).sum(), signs.sum()])
 
+    def state_dict(self):
+        """What all processes observed since the last update; all of them call this together.
+
+        p belongs to the augmentation pipe.
+        """
+        return {"signs": add_up(self._signs.clone())}
+
+    def load_state_dict(self, state):
+        """Go on from `state_dict()`."""
+        self._signs.copy_(state["signs"])
+
     def update(self, nimg):
         """Move p once, `nimg` images after the last time."""
-        count, total = self._signs
+        count, total = add_up(self._signs)
         step = nimg / (self._kimg * 1000)
         direction = (total / count.clamp(min=1) - self._target).sign()
         # Nothing observed says nothing.

@@ -11,9 +11,21 @@ from dataclasses import dataclass, field, fields
 
 from training.presets import preset
 from training.transfer_names import OFFICIAL_SNAPSHOTS
-from training.validation import SYMPTOMS, contradictions, find_problems
+from training.validation import SYMPTOMS, contradictions, find_problems, flag
 
 HALF_PRECISION_BLOCKS = 4  # the highest resolutions of G and D (StyleGAN2-ADA)
+
+# With other values of these a run is still the same one.
+OF_THE_MACHINE = (
+    "device", "gpus", "batch_gpu", "workers", "cache", "cudnn_benchmark", "allow_tf32", "nhwc",
+    "ops", "snap", "save_minutes", "timeout_minutes", "metrics", "detector", "keep",
+    "on_divergence",
+)  # fmt: skip
+# With other values of these a training state does not fit, or means something else.
+FIXED = (
+    "resolution", "cond", "subset", "mirror", "seed", "z_dim", "w_dim", "mapping_layers",
+    "g_scale", "d_scale", "channel_max", "g_arch", "d_arch", "sn", "freezed", "aug", "augpipe",
+)  # fmt: skip
 
 
 class ConfigError(ValueError):
@@ -41,6 +53,9 @@ class TrainingConfig:
     cond: bool = setting("train with the labels of dataset.json", False)
     subset: int | None = setting("train with this many images only; None: all", None)
     mirror: bool = setting("add an x-flipped copy of every image", False)
+    cache: bool = setting(
+        "decode images of up to 64x64 once, into a file shared by workers and runs", False
+    )
     workers: int = setting("data-loader processes; 0 loads in the training process", 3)
 
     # Length, batch, randomness
@@ -48,9 +63,18 @@ class TrainingConfig:
     kimg: int = setting("length of the run")
     batch: int = setting("images an iteration, all processes together")
     batch_gpu: int = setting("images a forward pass; larger batches accumulate gradients")
-    gpus: int = setting("processes", 1)
+    gpus: int = setting("processes on this machine; torchrun says it by itself", 1)
+    timeout_minutes: float = setting(
+        "end the run when a process keeps the others waiting for that long", 30.0
+    )
     seed: int = setting("seed of every random number", 0)
     snap: int = setting("ticks, of 4 kimg each, between snapshots", 50)
+    save_minutes: float = setting(
+        "minutes between training states, by which a run that is stopped goes on", 10.0
+    )
+    on_divergence: str = setting(
+        "stop, or restore: go back to the last good tick once, with half the learning rates", "stop"
+    )
     stop_on: tuple[str, ...] = setting(
         f"stop, with exit status 3, at a symptom that is else warned of: {', '.join(SYMPTOMS)}", ()
     )
@@ -84,7 +108,9 @@ class TrainingConfig:
     )
     nhwc: bool = setting("channels-last memory layout in half-precision blocks", False)
     resume: str | None = setting(
-        f"snapshot to start from: path, URL or {', '.join(OFFICIAL_SNAPSHOTS)}", None
+        f"snapshot to start from (file, URL, {', '.join(OFFICIAL_SNAPSHOTS)}), "
+        "or run to go on with (its folder, or latest)",
+        None,
     )
 
     # Optimisation
@@ -194,6 +220,33 @@ class TrainingConfig:
         """The inverse of `to_json`."""
         values = json.loads(text)
         return cls(**values | {"stop_on": tuple(values["stop_on"])})
+
+    def same_run(self, other):
+        """Whether `other` differs at most in how and where the same images are trained on."""
+        return not any(
+            getattr(self, f.name) != getattr(other, f.name)
+            for f in fields(self)
+            if f.name not in OF_THE_MACHINE
+        )
+
+    def fixed_differences(self, other):
+        """Options of settings with which `other` cannot take up the training state of this run."""
+        return [flag(name) for name in FIXED if getattr(self, name) != getattr(other, name)]
+
+    def changed(self, options):
+        """These settings with the `options` that a user gave, by field name, in their place.
+
+        Raises:
+            ConfigError: As `from_options`.
+        """
+        given = {name: value for name, value in options.items() if value is not None}
+        if given.pop("fp32", False):
+            given.setdefault("precision", "fp32")
+        values = dataclasses.asdict(self) | given
+        batch, gpus = values["batch"], values["gpus"]
+        if gpus > 0 and batch % (values["batch_gpu"] * gpus):
+            values["batch_gpu"] = batch // gpus
+        return dataclasses.replace(self, **values)
 
     @property
     def num_half_res(self):

@@ -1,11 +1,22 @@
 """Batches of real images and of random latents, on the training device."""
 
 import contextlib
+import logging
+import signal
+import sys
 import warnings
 
 import torch
 
+from dnnlib.util import first_line
+from training.damaged_images import DamageCount, UndamagedImages
 from training.dataset import DatasetError, InfiniteSampler
+from training.interruption import ignore_signals
+
+FORKS = sys.platform == "linux"
+RESTARTS = 3  # of workers, without a batch in between
+
+logger = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
@@ -20,44 +31,92 @@ class RealImages:
     """Endless iterator over batches of real images; a context manager that ends its workers.
 
     Yields (images [N, C, H, W] float32 in [-1, 1], labels [N, c_dim] float32), N the batch of this
-    process. `start` is the number of images that earlier batches have drawn, so that a stream can
-    be taken up where it was left. A damaged image raises DatasetError when its turn comes.
+    process. The order is a function of the seed and of the number of images that earlier batches
+    have drawn, so that a stream is taken up where it was left. In the place of a damaged image
+    stands the next whole one; DatasetError is raised when more than 1 % are damaged. Workers that
+    die are started again, at the batch that was due.
     """
 
-    def __init__(self, dataset, config, device, start=0):
+    def __init__(self, dataset, config, device, rank=0):
         self._device = device
+        self._share = dict(rank=rank, num_replicas=config.gpus)
+        self._dataset = UndamagedImages(dataset)
+        self._damage = DamageCount(len(dataset))
+        self._seed = config.seed
+        self._batch = config.batch
+        self._options = dict(
+            batch_size=config.batch // config.gpus,
+            num_workers=config.workers,
+            pin_memory=(device.type == "cuda"),
+            prefetch_factor=2 if config.workers else None,
+            worker_init_fn=ignore_signals,
+            # A process that was spawned would spawn its workers, too: they would start slowly, and
+            # those of a forkserver outlive it.
+            multiprocessing_context="fork" if config.workers and FORKS else None,
+        )
         self._label_dim = dataset.label_dim
         self._one_hot = dataset.has_onehot_labels
         self._labels = torch.from_numpy(dataset.raw_labels).to(device)
         self._batch_gpu = config.batch_gpu
         self._z_dim = config.z_dim
-        with few_cores_are_fine():
-            self._loader = torch.utils.data.DataLoader(
-                dataset,
-                sampler=InfiniteSampler(len(dataset), seed=config.seed, start=start),
-                batch_size=config.batch // config.gpus,
-                num_workers=config.workers,
-                pin_memory=(device.type == "cuda"),
-                prefetch_factor=2 if config.workers else None,
-            )
+        self._position = 0  # images drawn by all processes; what workers hold ready is not
         self._batches = None
 
+    def state_dict(self):
+        """How far the stream has been drawn, and what was left out."""
+        return {"position": self._position, "damaged": self._damage.known}
+
+    def load_state_dict(self, state):
+        """Go on from `state_dict()`; before the context is entered."""
+        self._position = state["position"]
+        self._damage.known = list(state["damaged"])
+
     def __enter__(self):
-        with few_cores_are_fine():
-            self._batches = iter(self._loader)
+        self._open()
         return self
+
+    def _open(self):
+        sampler = InfiniteSampler(
+            len(self._dataset), seed=self._seed, start=self._position, **self._share
+        )
+        handler = signal.getsignal(signal.SIGCHLD) if hasattr(signal, "SIGCHLD") else None
+        with few_cores_are_fine():
+            loader = torch.utils.data.DataLoader(self._dataset, sampler=sampler, **self._options)
+            self._batches = iter(loader)
+        if handler is not None:
+            # PyTorch's would raise an error anywhere, in the midst of an optimizer step, too.
+            with contextlib.suppress(ValueError):  # not the main thread
+                signal.signal(signal.SIGCHLD, handler)
 
     def __exit__(self, *exc_info):
         self._batches = None  # the loader's iterator ends its workers when it goes
 
     def __next__(self):
-        try:
-            images, labels = next(self._batches)
-        except DatasetError as error:
-            # Its traceback would keep the iterator, and thereby the workers, beyond __exit__.
-            raise error.with_traceback(None) from None
+        images, labels, damage = self._draw()
+        self._damage.add(damage)
+        self._position += self._batch
         images = images.to(self._device, non_blocking=True).to(torch.float32) / 127.5 - 1
         return images, labels.to(self._device, non_blocking=True)
+
+    def _draw(self):
+        """The next batch; the workers are started again where one of them has died."""
+        for _ in range(RESTARTS):
+            try:
+                return next(self._batches)
+            except DatasetError as error:
+                # Its traceback would keep the iterator, and thereby the workers, beyond __exit__.
+                raise error.with_traceback(None) from None
+            except RuntimeError as error:
+                if "DataLoader worker" not in str(error):
+                    raise
+                logger.warning("Warning: %s. Starting the workers again.", first_line(error))
+                self._batches = None
+            with torch.random.fork_rng(devices=[]):  # the start draws a number
+                self._open()
+        raise DatasetError(
+            f"The data-loader workers have died {RESTARTS} times in a row, which happens when "
+            "memory is short: give fewer --workers, or 0."
+        )
 
     def micro_batches(self, real):
         """Split a batch into forward passes, each with latents and labels drawn for it.

@@ -11,7 +11,7 @@ import numpy as np
 import PIL.Image
 import torch
 
-from dnnlib.util import first_line
+from dnnlib.util import first_line, printable
 from training.image_files import (
     ALPHA_MODES,
     MIN_RESOLUTION,
@@ -72,6 +72,9 @@ class ImageFolderDataset(torch.utils.data.Dataset):
         chosen = subset_indices(len(self._names), max_size, random_seed)
         self._indices = np.concatenate([chosen, chosen]) if xflip else chosen
         self._first_flipped = len(chosen)
+        self._decoded: np.ndarray | None = None
+        self._signature = self._store.signature()
+        self._opened = self._file_state()
 
     @property
     def num_channels(self) -> int:
@@ -102,7 +105,11 @@ class ImageFolderDataset(torch.utils.data.Dataset):
         return len(self._indices)
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        image = self._decode(self._names[self._indices[index]])
+        number = self._indices[index]
+        if self._decoded is None:
+            image = self.decode_file(number)
+        else:
+            image = np.array(self._decoded[number])  # the file is not to be written to
         if index % len(self) >= self._first_flipped:
             image = image[:, :, ::-1]
         return np.ascontiguousarray(image), self.get_label(index)
@@ -123,13 +130,55 @@ class ImageFolderDataset(torch.utils.data.Dataset):
             return np.zeros((len(self), 0), np.float32)
         return self._labels[self._indices]
 
+    @property
+    def num_files(self) -> int:
+        """Images of the archive, whatever the subset."""
+        return len(self._names)
+
+    @property
+    def signature(self) -> str:
+        """A text that differs for other data, by what is fast to read."""
+        return self._signature
+
+    def content_signature(self) -> str:
+        """A text that differs for any other content of the archive."""
+        return self._store.signature(content=True)
+
+    def decode_file(self, number: int) -> np.ndarray:
+        """Return image `number` of the archive, uint8 [C, H, W]; raises DatasetError."""
+        return self._decode(self._names[number])
+
+    def use_decoded(self, images: np.ndarray) -> None:
+        """Take images from uint8 [num_files, C, H, W] from now on."""
+        self._decoded = images
+
+    def check_unchanged(self) -> None:
+        """Raise DatasetError where another archive has taken the place of the one opened."""
+        if self._file_state() == self._opened:
+            return
+        self._store.close()
+        if self._store.signature() != self._signature:
+            raise DatasetError(
+                f"'{self._store.path}' has been replaced by other data since it was opened; put "
+                "it back and give the same command again, or start anew with --restart."
+            )
+        self._opened = self._file_state()  # a copy of the same
+
+    def _file_state(self) -> tuple[int, int, int] | None:
+        """What changes when a zip is replaced; of a folder nothing is watched."""
+        if not os.path.isfile(self._store.path):
+            return None
+        found = os.stat(self._store.path)
+        return found.st_ino, found.st_size, found.st_mtime_ns
+
     def _decode(self, name: str) -> np.ndarray:
         try:
             with open_image(self._store, name) as opened:
                 pixels = np.array(opened)
         except Exception as error:  # a decoder can raise anything on damaged data
             raise DatasetError(
-                f"'{name}' in '{self._store.path}' cannot be decoded ({first_line(error)}); "
+                f"'{printable(name)}' in '{self._store.path}' cannot be decoded "
+                f"({first_line(error)}); "
                 f"{'restore' if isinstance(error, FileNotFoundError) else 'repair or remove'} it."
             ) from error
         image = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
@@ -215,7 +264,7 @@ def _check_headers(store: FileStore, names: list[str]) -> list[int]:
 
 
 def _usable_header(store: FileStore, name: str) -> ImageHeader:
-    where = f"'{name}' in '{store.path}'"
+    where = f"'{printable(name)}' in '{store.path}'"
     try:
         header = read_image_header(store, name)
     except PIL.UnidentifiedImageError as error:

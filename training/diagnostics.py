@@ -124,6 +124,14 @@ class Diagnostics:
         self._warned = set()
         self.warnings = []
 
+    def state_dict(self):
+        """What has been warned of."""
+        return {"warned": sorted(self._warned), "warnings": self.warnings}
+
+    def load_state_dict(self, state):
+        """Go on from `state_dict()`."""
+        self._warned, self.warnings = set(state["warned"]), list(state["warnings"])
+
     def check(self, stats, save_networks):
         """Look at the statistics of a tick.
 

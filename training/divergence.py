@@ -1,13 +1,19 @@
 """Stop a run that has run away, and keep its last good networks."""
 
 import copy
+import logging
 import math
+
+import torch
 
 # Images live in [-1, 1]: sane chains move them by less than 2 (rms), and the paper's literal noise
 # alone by 4.5. Chains that run away pass any limit at once: 1e5 was seen four kimg after 0.2.
 DISPLACEMENT_LIMIT = 20.0
 # Mean scores of sane runs stayed below 10; with a clamped chain, scores are what runs away.
 SCORE_LIMIT = 1e4
+LOWER_STEP = 0.5  # times the learning rates, after going back
+
+logger = logging.getLogger(__name__)
 
 COOPERATIVE_ADVICE = (
     "try less noise (--coop-noise=0.01 --coop-noise-schedule=linear), a smaller --coop-step-size, "
@@ -23,52 +29,95 @@ class DivergenceError(RuntimeError):
 
 
 class DivergenceGuard:
-    """Remembers the networks of the last tick whose losses were sane.
+    """Remembers the last tick whose losses and weights were sane.
 
     Args:
         state: The `TrainingState` to watch.
+        parts: What goes back once, together, instead of an error: objects with state_dict() and
+            load_state_dict(), `state` among them; empty: nothing does, and only networks are kept.
     """
 
-    def __init__(self, state):
-        self._remember(state)
+    def __init__(self, state, parts=()):
+        self._watched = state
+        self._parts = parts
+        self._remember()
 
-    def check(self, state, stage_name, stats, save_networks):
+    def state_dict(self):
+        """What it remembers, if training has moved on since."""
+        if self._nimg == self._watched.nimg:
+            return {}
+        return {"nimg": self._nimg, "weights": self._weights, "rest": self._rest}
+
+    def load_state_dict(self, state):
+        """Go on from `state_dict()`, once the watched state has been restored."""
+        self._remember()
+        if state:
+            self._nimg, self._weights, self._rest = state["nimg"], state["weights"], state["rest"]
+
+    def check(self, stage_name, stats, save_networks):
         """Look at the statistics of a tick.
 
         Args:
-            state: The `TrainingState`; put back to the last good tick before an error.
             stage_name: For the message: cooperative or adversarial.
             stats: What `TrainingStats.collect()` returned for the tick.
             save_networks: Called without arguments to write the restored networks.
 
+        Returns:
+            Whether training was put back to the last good tick, with a lower step.
+
         Raises:
-            DivergenceError: A loss is not finite, scores are beyond all bounds, or the Langevin
-                chains leave the image range.
+            DivergenceError: A loss or a weight is not finite, scores are beyond all bounds, or the
+                Langevin chains leave the image range. The networks are those of the last good tick.
         """
-        symptoms = list(_symptoms(stats))
+        symptoms = [*_symptoms(stats), *_broken_networks(self._watched)]
         if not symptoms:
-            self._remember(state)
-            return
-        failed_at = state.nimg
-        self._restore(state)
-        save_networks()
-        advice = COOPERATIVE_ADVICE if stage_name == "cooperative" else ADVERSARIAL_ADVICE
-        raise DivergenceError(
-            f"the {stage_name} stage diverged before kimg {failed_at / 1e3:.1f} "
-            f"({'; '.join(symptoms)}); the networks of kimg {state.nimg / 1e3:.1f} were saved; "
-            f"{advice}"
+            self._remember()
+            return False
+        state = self._watched
+        told = (
+            f"the {stage_name} stage diverged before kimg {state.nimg / 1e3:.1f} "
+            f"({'; '.join(symptoms)})"
         )
-
-    def _remember(self, state):
-        self._nimg = state.nimg
-        self._weights = {
-            name: copy.deepcopy(net.state_dict()) for name, net in state.nets().items()
-        }
-
-    def _restore(self, state):
+        if self._rest and state.lr_factor == 1:
+            self._go_back(state)
+            logger.warning(
+                "Warning: %s; going on from kimg %.1f with %g times the learning rates.",
+                told, state.nimg / 1e3, state.lr_factor,
+            )  # fmt: skip
+            return True
         state.nimg = self._nimg
         for name, net in state.nets().items():
             net.load_state_dict(self._weights[name])
+        save_networks()
+        advice = COOPERATIVE_ADVICE if stage_name == "cooperative" else ADVERSARIAL_ADVICE
+        raise DivergenceError(
+            f"{told}; the networks of kimg {state.nimg / 1e3:.1f} were saved; {advice}"
+        )
+
+    def _remember(self):
+        self._nimg = self._watched.nimg
+        self._weights = {
+            name: copy.deepcopy(net.state_dict()) for name, net in self._watched.nets().items()
+        }
+        self._rest = copy.deepcopy([part.state_dict() for part in self._parts])
+
+    def _go_back(self, state):
+        for part, saved in zip(self._parts, self._rest, strict=True):
+            part.load_state_dict(copy.deepcopy(saved))
+        state.lr_factor = LOWER_STEP
+
+
+def finite_networks(state):
+    """Whether all weights of G and D are finite; waits for the GPU."""
+    return not list(_broken_networks(state))
+
+
+@torch.no_grad()
+def _broken_networks(state):
+    for name in ("G", "D"):
+        norms = torch._foreach_norm(list(state.nets()[name].parameters()))
+        if not torch.stack(norms).sum().isfinite():
+            yield f"weights of {name} not finite"
 
 
 def _symptoms(stats):

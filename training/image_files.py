@@ -8,6 +8,7 @@ import io
 import json
 import os
 import re
+import stat
 import struct
 import zipfile
 from abc import ABC, abstractmethod
@@ -25,6 +26,8 @@ MIN_RESOLUTION = 8
 MAX_CLASSES = 1_000_000  # a larger integer label is a mistake, and its one-hot row would not fit
 
 MAX_FILE_BYTES = 1 << 30  # of an image or dataset.json; more is damage or an attack
+MAX_MEMBERS = 20_000_000  # of a zip
+MAX_RATIO = 1100  # of packing; deflate reaches 1032
 _MAX_FLOAT32 = 3.4e38
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -77,6 +80,10 @@ class FileStore(ABC):
         """Open one file for reading; raises OSError, zipfile.BadZipFile or KeyError."""
 
     @abstractmethod
+    def signature(self, content: bool = False) -> str:
+        """Return a text that differs for other files: by names and sizes, or by `content`, too."""
+
+    @abstractmethod
     def close(self) -> None:
         """Release the handles; the next access opens them again."""
 
@@ -117,6 +124,16 @@ class FolderStore(FileStore):
         """Open one file for reading."""
         return open(os.path.join(self.path, name), "rb")
 
+    def signature(self, content: bool = False) -> str:
+        """Return a digest of the names and sizes of all files, or of all that is in them."""
+        found = hashlib.sha256()
+        for name in self.names():
+            found.update(f"{name}\0{self.size(name)}\0".encode())
+            if content:
+                with self.open(name) as stream:
+                    found.update(stream.read())
+        return found.hexdigest()
+
     def close(self) -> None:
         """Hold no handle: nothing to do."""
 
@@ -156,6 +173,13 @@ class ZipStore(FileStore):
         """Open one member for reading."""
         return self._handle().open(name)
 
+    def signature(self, content: bool = True) -> str:
+        """Return a digest of the names, sizes and checksums of all members."""
+        found = hashlib.sha256()
+        for member in self._handle().infolist():
+            found.update(f"{member.filename}\0{member.file_size}\0{member.CRC}\0".encode())
+        return found.hexdigest()
+
     def close(self) -> None:
         """Close the zip; the next access opens it again."""
         if self._zip is not None:
@@ -173,7 +197,31 @@ class ZipStore(FileStore):
             except OSError as error:
                 raise DatasetError(f"Cannot open '{self.path}': {error.strerror}.") from error
             self._zip_pid = os.getpid()
+            _check_members(self.path, self._zip.infolist())
         return self._zip
+
+
+def _check_members(path: str, members: list[zipfile.ZipInfo]) -> None:
+    """Refuse a zip that no honest tool writes; raises DatasetError, naming the member."""
+    if len(members) > MAX_MEMBERS:
+        raise DatasetError(f"'{path}' has {len(members)} members; at most {MAX_MEMBERS} are read.")
+    seen = set()
+    for member in members:
+        name = member.filename
+        problem = None
+        if name.startswith("/") or "\\" in name or ".." in name.split("/") or name[1:2] == ":":
+            problem = "leads out of it"
+        elif stat.S_ISLNK(member.external_attr >> 16):
+            problem = "is a symbolic link"
+        elif name in seen:
+            problem = "is in it twice"
+        elif member.file_size > MAX_RATIO * member.compress_size + MAX_RATIO:
+            problem = f"unpacks from {member.compress_size} to {member.file_size} bytes"
+        if problem:
+            raise DatasetError(
+                f"'{path}' is not to be trusted: its member '{printable(name)}' {problem}."
+            )
+        seen.add(name)
 
 
 def open_store(path: str | os.PathLike) -> FileStore:

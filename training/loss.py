@@ -5,6 +5,7 @@ from abc import ABC, abstractmethod
 
 import torch
 
+from torch_utils.distributed import average
 from training.best_response import response_weight
 from training.objectives import (
     ADVERSARIAL_LOSSES,
@@ -130,6 +131,14 @@ class StyleGAN2Loss(Loss):
         self.pl_mean = torch.zeros([], device=next(G.parameters()).device)
         self.report = report
 
+    def state_dict(self):
+        """The running mean of path lengths."""
+        return {"pl_mean": self.pl_mean}
+
+    def load_state_dict(self, state):
+        """Go on from `state_dict()`."""
+        self.pl_mean.copy_(state["pl_mean"])
+
     def accumulate_gradients(self, *, phase, real_img, real_c, gen_z, gen_c, gain):
         """See `Loss.accumulate_gradients`."""
         if phase in ("Gmain", "Gboth"):
@@ -203,7 +212,7 @@ class StyleGAN2Loss(Loss):
         lengths = path_lengths(img, ws, torch.randn_like(img))
         # The gradient also flows through the mean's newest share (the golden numbers show it).
         mean = self.pl_mean.lerp(lengths.mean(), self.pl_decay)
-        self.pl_mean.copy_(mean.detach())
+        self.pl_mean.copy_(average(mean.detach().clone()))  # each process sees a part
         penalty = (lengths - mean).square()
         (penalty * self.pl_weight).mean().mul(gain).backward()
         penalty = penalty.detach()

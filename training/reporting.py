@@ -13,6 +13,8 @@ import torch
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from training.full_disk import Journal, disk_may_be_full
+
 KIMG_PER_TICK = 4
 REFRESH_SECONDS = 1.0  # reading scores for the progress bar synchronises with the GPU
 
@@ -41,9 +43,11 @@ class Reporter:
         run_dir: Folder of stats.jsonl and the TensorBoard events.
         stats: The `TrainingStats` that the run reports to; this class alone collects it.
         device: Training device.
+        quiet: Only count; another process reports.
     """
 
-    def __init__(self, config, run_dir, stats, device):
+    def __init__(self, config, run_dir, stats, device, quiet=False):
+        self._quiet = quiet
         self._config = config
         self._run_dir = run_dir
         self._stats = stats
@@ -52,25 +56,47 @@ class Reporter:
         self.tick = 0
         self._tick_nimg = 0
         self._start = self._tick_start = self._refreshed = time.monotonic()
+        self._spent = self._tick_spent = 0.0  # seconds, by processes before this one
         self._maintenance = 0.0
+        self._jsonl = Journal(run_dir / "stats.jsonl")
+        self._events = None
+        self._open = contextlib.ExitStack()
+
+    def state_dict(self):
+        """Ticks and times so far."""
+        now = time.monotonic()
+        return {
+            "tick": self.tick,
+            "tick_nimg": self._tick_nimg,
+            "spent": now - self._start,
+            "tick_spent": now - self._tick_start,
+            "maintenance": self._maintenance,
+            "pending": self._jsonl.pending,
+        }
+
+    def load_state_dict(self, state):
+        """Go on from `state_dict()`; before the context is entered."""
+        self.tick = state["tick"]
+        self._tick_nimg = state["tick_nimg"]
+        self._spent, self._tick_spent = state["spent"], state["tick_spent"]
+        self._maintenance = state["maintenance"]
+        self._jsonl.pending = state["pending"]
 
     def __enter__(self):
-        # Imported late: TensorBoard alone takes longer to import than a small run needs to start.
-        from torch.utils.tensorboard import SummaryWriter
-
-        self._open = contextlib.ExitStack()
-        self._jsonl = self._open.enter_context(open(self._run_dir / "stats.jsonl", "a"))
-        self._events = self._open.enter_context(SummaryWriter(self._run_dir))
+        self._open.callback(self._close_events)
         self._open.enter_context(logging_redirect_tqdm())
         self._bar = self._open.enter_context(
             tqdm(
                 total=self._config.kimg * 1000,
+                initial=min(self._tick_nimg, self._config.kimg * 1000),
+                disable=self._quiet,
                 dynamic_ncols=True,
                 mininterval=0.1 if sys.stderr.isatty() else 30,  # a log file wants few lines
                 bar_format="{desc}{percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}",
             )
         )
-        self._start = self._tick_start = time.monotonic()
+        now = time.monotonic()
+        self._start, self._tick_start = now - self._spent, now - self._tick_spent
         return self
 
     def __exit__(self, *exc_info):
@@ -83,6 +109,8 @@ class Reporter:
     def progress(self, nimg, stage):
         """Move the bar to `nimg` images; once a second, also show stage, speed and scores."""
         # The last batch may overshoot, and tqdm shows 0% beyond the total.
+        if self._quiet:
+            return
         self._bar.update(min(nimg, self._bar.total) - self._bar.n)
         now = time.monotonic()
         if now - self._refreshed < REFRESH_SECONDS:
@@ -122,21 +150,26 @@ class Reporter:
             **{f"Timing/{name}": ms for name, ms in self._timers.milliseconds().items()},
             **{f"Resources/{name}": value for name, value in resources.items()},
         }
-        for name, value in values.items():
-            self._stats.report(name, value)
+        if not self._quiet:
+            for name, value in values.items():
+                self._stats.report(name, value)
         logger.info(status_line(values))
         collected = self._stats.collect()
-        self._write(collected, nimg)
+        if not self._quiet:
+            self._write(collected, nimg)
         self.tick += 1
         self._tick_nimg = nimg
         self._tick_start = now
         return collected
 
+    def went_back(self, nimg):
+        """Call when training goes on from `nimg` images again."""
+        self._tick_nimg = nimg
+        self.maintained()
+
     def metrics(self, values, nimg):
         """Write numbers {name: value} that were measured of a snapshot to TensorBoard."""
-        for name, value in values.items():
-            self._events.add_scalar(f"Metrics/{name}", value, global_step=nimg // 1000)
-        self._events.flush()
+        self._write_events({f"Metrics/{name}": value for name, value in values.items()}, nimg)
 
     def maintained(self):
         """Call when the work between two ticks (snapshots, images) is over."""
@@ -158,12 +191,28 @@ class Reporter:
             name: {k: v if math.isfinite(v) else None for k, v in entry.items()}
             for name, entry in collected.items()
         }
-        self._jsonl.write(json.dumps(entries | {"timestamp": time.time()}) + "\n")
-        self._jsonl.flush()
-        for name, entry in collected.items():
-            if math.isfinite(entry["mean"]):  # TensorBoard would print a warning for each
-                self._events.add_scalar(name, entry["mean"], global_step=nimg // 1000)
-        self._events.flush()
+        self._jsonl.append(json.dumps(entries | {"timestamp": time.time()}) + "\n")
+        self._write_events({name: entry["mean"] for name, entry in collected.items()}, nimg)
+
+    def _write_events(self, values, nimg):
+        # Imported late: TensorBoard alone takes longer to import than a small run needs to start.
+        from torch.utils.tensorboard import SummaryWriter
+
+        with disk_may_be_full("TensorBoard lacks a tick"):
+            self._events = self._events or SummaryWriter(self._run_dir)
+            for name, value in values.items():
+                if math.isfinite(value):  # TensorBoard would print a warning for each
+                    self._events.add_scalar(name, value, global_step=nimg // 1000)
+            self._events.flush()
+            return
+        self._close_events()
+
+    def _close_events(self):
+        """Close the file; after an error the next tick begins another one."""
+        events, self._events = self._events, None
+        if events is not None:
+            with disk_may_be_full("TensorBoard lacks a tick"):
+                events.close()
 
 
 def status_line(values):

@@ -7,7 +7,13 @@ import os
 import re
 from pathlib import Path
 
+from training.full_disk import LogFile
 from training.transfer_names import OFFICIAL_SNAPSHOTS
+
+try:
+    import fcntl
+except ImportError:  # Windows: two processes in one run folder are not noticed there
+    fcntl = None
 
 # Options of ours that a description names when they are given, in this order.
 NAMED = (
@@ -80,15 +86,45 @@ def create_run_dir(outdir, description):
 
 
 @contextlib.contextmanager
+def lock_run(run_dir):
+    """Context that no second process enters for the same run folder.
+
+    The lock goes with the process, however that ends; workers do not inherit it.
+
+    Raises:
+        BlockingIOError: Another process is in it.
+    """
+    with open(Path(run_dir) / ".lock", "ab") as file:
+        if fcntl is not None:
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise BlockingIOError(f"Another process is training in '{run_dir}'.") from error
+        yield
+
+
+def is_locked(run_dir):
+    """Whether another process trains in this run folder."""
+    try:
+        with lock_run(run_dir):
+            return False
+    except BlockingIOError:
+        return True
+
+
+@contextlib.contextmanager
 def log_to(path):
     """Context in which everything that is logged, and the error that ends it, goes to a file."""
-    handler = logging.FileHandler(path, encoding="utf-8")
+    handler = LogFile(path, encoding="utf-8")
     logging.getLogger().addHandler(handler)
     try:
         yield
     except Exception as error:
-        handler.stream.write(f"{type(error).__name__}: {error}\n")
+        with contextlib.suppress(OSError):  # the disk is full
+            handler.stream.write(f"{type(error).__name__}: {error}\n")
+            handler.flush()
         raise
     finally:
         logging.getLogger().removeHandler(handler)
-        handler.close()
+        with contextlib.suppress(OSError):
+            handler.close()

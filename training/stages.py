@@ -8,6 +8,7 @@ import torch
 
 from coopinit_patch import CoopInitLoss
 from coopinit_patch.loss import no_report
+from torch_utils.distributed import average
 from training.ada import AdaController
 from training.best_response import look_ahead
 from training.loss import StyleGAN2Loss
@@ -150,8 +151,9 @@ def _rehearsal(config, state, phase):
 
 def enter_stage(stage, config, state):
     """Set the learning rates of `stage`; networks and optimizer moments go on as they are."""
-    state.G_opt.param_groups[0]["lr"] = stage.lr_g * config.lazy_ratio(config.g_reg_interval)
-    state.D_opt.param_groups[0]["lr"] = stage.lr_d * config.lazy_ratio(config.d_reg_interval)
+    lr_g, lr_d = stage.lr_g * state.lr_factor, stage.lr_d * state.lr_factor
+    state.G_opt.param_groups[0]["lr"] = lr_g * config.lazy_ratio(config.g_reg_interval)
+    state.D_opt.param_groups[0]["lr"] = lr_d * config.lazy_ratio(config.d_reg_interval)
 
 
 def run_phase(stage, phase, micro_batches, report):
@@ -175,6 +177,7 @@ def run_phase(stage, phase, micro_batches, report):
     # they would, and every process has the same layout.
     parameters = list(phase.net.parameters())
     flat = torch.cat([_gradient(p).flatten() for p in parameters])
+    average(flat)  # over all processes: each has seen its share of the batch
     norm = flat.norm()
     report(f"{stage.log_prefix}/grad_norm/{phase.name}", norm)
     report(f"{stage.log_prefix}/nonfinite/{phase.name}", ~norm.isfinite())

@@ -25,10 +25,40 @@ class TrainingState:
     augment_pipe: AugmentPipe | None = None
     nimg: int = 0  # real images seen
     iteration: int = 0
+    lr_factor: float = 1.0  # below one after training has run away once
 
     def nets(self):
         """The networks by the names they have in a snapshot."""
         return {"G": self.G, "D": self.D, "G_ema": self.G_ema}
+
+    def state_dict(self):
+        """Everything of it, as nested dicts of tensors and plain values."""
+        return {
+            "nimg": self.nimg,
+            "iteration": self.iteration,
+            "lr_factor": self.lr_factor,
+            "networks": {name: net.state_dict() for name, net in self.nets().items()},
+            # Learning rates and betas follow from the settings.
+            "moments": {
+                name: opt.state_dict()["state"] for name, opt in self._optimizers().items()
+            },
+            "augment_p": None if self.augment_pipe is None else self.augment_pipe.p,
+        }
+
+    def load_state_dict(self, state):
+        """Go on from `state_dict()`."""
+        self.nimg, self.iteration = state["nimg"], state["iteration"]
+        self.lr_factor = state["lr_factor"]
+        for name, net in self.nets().items():
+            net.load_state_dict(state["networks"][name])
+        for name, optimizer in self._optimizers().items():
+            groups = optimizer.state_dict()["param_groups"]
+            optimizer.load_state_dict({"state": state["moments"][name], "param_groups": groups})
+        if self.augment_pipe is not None:
+            self.augment_pipe.p.copy_(state["augment_p"])
+
+    def _optimizers(self):
+        return {"G": self.G_opt, "D": self.D_opt}
 
     def nets_of_snapshot(self):
         """What a snapshot holds of `nets()`: of a spectrally normalised D, a plain copy."""

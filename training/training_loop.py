@@ -1,28 +1,38 @@
 """One training run: the cooperative stage, then the adversarial one."""
 
+import contextlib
 import logging
-import random
+import time
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from torch_utils import host_memory
+from torch_utils.distributed import Processes, average
 from torch_utils.ops import backend
 from torch_utils.training_stats import TrainingStats
 from training.ada import UPDATE_INTERVAL
+from training.checkpoint import StateWriter
+from training.consistency import check_consistency
+from training.continuation import journal_sizes
 from training.curves import save_curves
 from training.data_loader import RealImages
 from training.diagnostics import Diagnostics
-from training.divergence import DivergenceGuard
+from training.divergence import DivergenceGuard, finite_networks
 from training.ema import ema_decay, update_ema
+from training.full_disk import disk_may_be_full
+from training.interruption import Interruption
 from training.page import save_page
+from training.random_state import RandomState, seed_all
 from training.reporting import Reporter
 from training.run_images import RunImages
 from training.snapshot import remove_old_snapshots, save_snapshot
 from training.stages import build_stages, enter_stage, run_phase
 from training.state import create_state
+
+# Parts of a state that hold what all processes have seen together: one of them goes on with it.
+SUMS = ("statistics", "ada")
 
 logger = logging.getLogger(__name__)
 
@@ -33,9 +43,7 @@ def prepare_device(config):
     Raises:
         NativeUnavailableError: `config.ops` insists on native operators that cannot be had.
     """
-    random.seed(config.seed)
-    np.random.seed(config.seed)
-    torch.manual_seed(config.seed)
+    seed_all(config.seed)
     torch.backends.cudnn.benchmark = config.cudnn_benchmark
     torch.backends.cuda.matmul.allow_tf32 = config.allow_tf32
     torch.backends.cudnn.allow_tf32 = config.allow_tf32
@@ -54,56 +62,127 @@ class TrainingRun:
     Args:
         config: A `TrainingConfig`.
         dataset: The opened `ImageFolderDataset` that `config` describes.
-        run_dir: Existing, empty folder that everything is written into.
+        run_dir: Existing folder that everything is written into; empty, or as a state left it.
         resume: Networks of a snapshot (`legacy.load_network_pkl`) to start from, or None.
+        continued: What `read_newest_state(run_dir)` returned, to go on from there; or None.
+        processes: Which process this is of those that train together; the first one alone
+            reports and writes.
         measure: Function (G_ema, path of its snapshot) that returns numbers by name, or None.
     """
 
-    def __init__(self, config, dataset, run_dir, resume=None, measure=None):
+    def __init__(
+        self, config, dataset, run_dir, resume=None, continued=None, processes=None, measure=None
+    ):
         device = prepare_device(config)
         self.config = config
         self.run_dir = Path(run_dir)
+        self.processes = processes or Processes()
         self.measure = measure
-        self.stage_switch = None  # snapshot at the end of the first stage
-        self.stats = TrainingStats()
+        self.stage_switch = None  # name of the snapshot at the end of the first stage
+        self.stats = TrainingStats(self.processes)
         self.state = create_state(config, dataset, device, resume)
         self.coop, self.adversarial = build_stages(config, self.state, self.stats.report)
         self.stage = None
-        self.guard = DivergenceGuard(self.state)
+        self.guard = DivergenceGuard(self.state, self.what_goes_back())
         self.diagnostics = Diagnostics(config)
-        self.data = RealImages(dataset, config, device)
+        self.data = RealImages(dataset, config, device, self.processes.rank)
+        self.dataset = dataset
         self.images = RunImages(self.run_dir, dataset, config.seed, config.batch_gpu, device)
-        self.reporter = Reporter(config, self.run_dir, self.stats, device)
+        first = self.processes.first
+        self.reporter = Reporter(config, self.run_dir, self.stats, device, quiet=not first)
+        self.random = RandomState(device)
+        if not first:  # the networks have been made; all else is drawn independently
+            seed_all(config.seed * config.gpus + self.processes.rank)
+        self.interruption = Interruption()
+        path, self.saved = continued or (None, None)
+        self.writer = StateWriter(self.run_dir, path) if first else None
+        self.last_save = time.monotonic()
+        if self.saved is not None:
+            self.take_up(self.saved)
+
+    def take_up(self, saved):
+        """Put every part where it was when a state was saved, but for the random numbers."""
+        if saved["dataset"] != self.dataset.signature:
+            logger.warning("Warning: the data have changed since the state was saved.")
+        self.stage_switch = saved["stage_switch"]
+        for name, part in self.parts().items():
+            if self.processes.first or name not in SUMS:
+                part.load_state_dict(saved["parts"][name])
+
+    def what_goes_back(self):
+        """Parts that a run which diverges takes back to its last good tick, if it may."""
+        if self.config.on_divergence != "restore":
+            return ()
+        ada = self.adversarial.ada
+        return (self.state, self.adversarial.loss, *([] if ada is None else [ada]))
+
+    def parts(self):
+        """All that decides how the run goes on, by name, but for the random numbers."""
+        parts = {
+            "training": self.state,
+            "guard": self.guard,
+            "diagnostics": self.diagnostics,
+            "statistics": self.stats,
+            "reporter": self.reporter,
+            "data": self.data,
+            "loss": self.adversarial.loss,
+        }
+        return parts if self.adversarial.ada is None else parts | {"ada": self.adversarial.ada}
 
     def train(self):
-        """Train until `kimg`.
+        """Train until `kimg`, or until a signal asks to stop; then the state has been saved.
 
         Raises:
             DivergenceError: Training has run away; the last good networks were written before.
             SymptomError: A symptom of `stop_on` showed; networks were written before.
+            StateError: Training states cannot be written any more.
         """
         end = "Interrupted"
         try:
-            with self.reporter, self.data:
-                self.images.save_reals()
-                self.images.save_fakes(self.state.G_ema, "fakes_init.png")
-                self.reporter.maintained()
-                while not self.done:
+            with self.interruption, self.reporter, self.data:
+                self.begin()
+                stop = False
+                while not self.done and not stop:
                     self.enter(self.due_stage())
                     self.iterate()
                     self.reporter.progress(self.state.nimg, self.stage.name)
+                    asked = self.interruption.name is not None
+                    stop, save = self.processes.any(asked, self.state_is_due())
                     if self.reporter.tick_is_due(self.state.nimg) or self.stage_is_over():
-                        self.end_tick()
-            end = None
+                        self.end_tick(save)
+                    elif save:
+                        self.save_state()
+                if not self.done:
+                    self.save_state()
+                self.finish_saving()
+            end = None if self.done else f"Interrupted by {self.interruption.name}"
         except Exception as error:
             end = f"Stopped: {error}"
             raise
         finally:  # a run that failed is worth looking at, too
-            if self.reporter.tick > 0:
-                kimg = f"after {self.state.nimg / 1e3:.1f} kimg"
-                ends = [] if end is None else [f"{end} ({kimg})"]
-                save_curves(self.run_dir)
-                save_page(self.run_dir, [*self.diagnostics.warnings, *ends])
+            if self.reporter.tick > 0 and self.processes.first:
+                self.show(end)
+
+    def show(self, end):
+        """Draw the curves and write the page of the run; `end`: how it was cut short, or None."""
+        ends = [] if end is None else [f"{end} (after {self.state.nimg / 1e3:.1f} kimg)"]
+        with disk_may_be_full("no learning curves"):
+            save_curves(self.run_dir)
+            save_page(self.run_dir, [*self.diagnostics.warnings, *ends])
+
+    def begin(self):
+        """Show what there is before training, or take the random numbers up again."""
+        if self.saved is not None:  # now, as starting the data loader draws a number
+            states, rank = self.saved["random"], self.processes.rank
+            if rank < len(states):
+                self.random.load_state_dict(states[rank])
+            else:  # there are more processes than before
+                seed_all(self.config.seed * self.config.gpus + rank + self.state.nimg)
+            self.saved = None
+        elif self.processes.first:
+            self.images.save_reals()
+            self.images.save_fakes(self.state.G_ema, "fakes_init.png")
+            self.reporter.maintained()
 
     @property
     def done(self):
@@ -135,6 +214,7 @@ class TrainingRun:
                 draw = partial(self.data.micro_batches, real)
                 with self.reporter.timed(phase.name), phase.within(draw):
                     run_phase(self.stage, phase, draw(), self.stats.report)
+        average(state.G.mapping.w_avg)  # each process has seen other latents
         decay = ema_decay(config.batch, state.nimg, config.ema_kimg, config.ema_rampup)
         update_ema(state.G_ema, state.G, decay)
         state.iteration += 1
@@ -142,7 +222,7 @@ class TrainingRun:
         if self.stage.ada is not None and state.iteration % UPDATE_INTERVAL == 0:
             self.stage.ada.update(config.batch * UPDATE_INTERVAL)
 
-    def end_tick(self):
+    def end_tick(self, save=False):
         """Report, make sure that training is sane, and save what is due.
 
         A stage ends with a tick, so that statistics never mix stages, and with a snapshot: what
@@ -151,32 +231,90 @@ class TrainingRun:
         tick = self.reporter.tick
         pipe = self.state.augment_pipe
         augment_p = 0.0 if pipe is None else pipe.p.item()
-        self.stats.report("Progress/diversity", self.images.diversity(self.state.G))
+        if self.processes.first:
+            self.stats.report("Progress/diversity", self.images.diversity(self.state.G))
         collected = self.reporter.end_tick(self.state.nimg, self.stage.name, augment_p)
-        self.guard.check(self.state, self.stage.name, collected, self.save_networks)
+        if self.guard.check(self.stage.name, collected, self.save_networks):
+            self.stage = None  # to be entered anew, with other learning rates
+            self.reporter.went_back(self.state.nimg)
+            return
         self.diagnostics.check(collected, self.save_networks)
-        if self.stage_is_over() or tick % self.config.snap == 0:
+        snapshot_is_due = self.stage_is_over() or tick % self.config.snap == 0
+        if snapshot_is_due:
             self.after_snapshot(self.save_networks())
         self.reporter.maintained()
+        if snapshot_is_due or save:
+            self.save_state()
+        self.dataset.check_unchanged()
+
+    def state_is_due(self):
+        """Whether `save_minutes` have passed, for the first process; not while one is written."""
+        if self.writer is None:
+            return False
+        self.writer.poll()
+        spent = time.monotonic() - self.last_save
+        return spent >= self.config.save_minutes * 60 and not self.writer.busy
+
+    def save_state(self):
+        """Start to write the training state, from which a later process goes on.
+
+        A state that is lost already, with a tick still to notice, replaces no good one.
+
+        Raises:
+            ConsistencyError: The processes do not hold the same networks any more.
+        """
+        if not finite_networks(self.state):
+            return
+        check_consistency(self.processes, self.state.nets())
+        parts = {name: part.state_dict() for name, part in self.parts().items()}
+        random_states = self.processes.gather(self.random.state_dict())
+        if self.writer is not None:
+            content = {
+                "parts": parts,
+                "random": random_states,
+                "journals": journal_sizes(self.run_dir),
+                "dataset": self.dataset.signature,
+                "stage_switch": self.stage_switch,
+            }
+            self.writer.save(self.state.nimg, content)
+        self.last_save = time.monotonic()
+
+    def finish_saving(self):
+        """Wait until the last state is on disk; raises StateError where it cannot be."""
+        if self.writer is not None:
+            self.writer.finish()
 
     def save_networks(self):
-        """Write a snapshot and the images of its generator, named by kimg; returns its path."""
+        """Write a snapshot and the images of its generator, named by kimg.
+
+        Returns:
+            Its path, or None where another process writes, or the disk is full.
+        """
+        if not self.processes.first:
+            return None
         name = f"{self.state.nimg // 1000:06d}"
-        self.images.save_fakes(self.state.G_ema, f"fakes{name}.png")
         path = self.run_dir / f"network-snapshot-{name}.pkl"
-        save_snapshot(
-            path,
-            **self.state.nets_of_snapshot(),
-            augment_pipe=self.state.augment_pipe,
-            training_set_kwargs=self.config.training_set_kwargs(),
-        )
-        return path
+        # Without the last one a run is not done: the same command makes it again.
+        last = contextlib.nullcontext()
+        with last if self.done else disk_may_be_full(f"no snapshot of kimg {name}"):
+            self.images.save_fakes(self.state.G_ema, f"fakes{name}.png")
+            save_snapshot(
+                path,
+                **self.state.nets_of_snapshot(),
+                augment_pipe=self.state.augment_pipe,
+                training_set_kwargs=self.config.training_set_kwargs(),
+            )
+            return path
+        return None
 
     def after_snapshot(self, path):
         """Measure the generator that was saved as `path`, and remove snapshots that are too old."""
-        if self.measure is not None:
-            self.reporter.metrics(self.measure(self.state.G_ema, path), self.state.nimg)
-        if self.stage_is_over() and not self.done:
-            self.stage_switch = path
-        if self.config.keep is not None:
-            remove_old_snapshots(self.run_dir, self.config.keep, spare=self.stage_switch)
+        if path is not None:
+            if self.measure is not None:
+                self.reporter.metrics(self.measure(self.state.G_ema, path), self.state.nimg)
+            if self.stage_is_over() and not self.done:
+                self.stage_switch = path.name
+            if self.config.keep is not None:
+                spare = self.stage_switch and self.run_dir / self.stage_switch
+                remove_old_snapshots(self.run_dir, self.config.keep, spare=spare)
+        self.processes.wait_for_first()  # measuring takes longer than a step may

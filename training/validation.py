@@ -15,6 +15,7 @@ LOSSES = ("ns", "hinge", "wgan", "wgan-gp")
 AUGMENTATIONS = ("noaug", "ada", "fixed")
 ARCHITECTURES = ("orig", "skip", "resnet")
 PRECISIONS = ("fp32", "fp16", "bf16")
+ON_DIVERGENCE = ("stop", "restore")
 SYMPTOMS = ("d-saturated", "no-diversity", "ada-ceiling", "non-finite")
 
 CHANNEL_BASE = 16384  # of scale 1: the feature maps of a layer times its resolution
@@ -48,7 +49,7 @@ def _range_problems(config):
     at_least = dict(
         workers=0, kimg=1, batch=1, gpus=1, snap=1, mapping_layers=1, channel_max=1, freezed=0,
         gamma=0, gp_weight=0, pl_weight=0, zcr_g=0, zcr_d=0, zcr_noise=0, ema_kimg=0,
-        ada_kimg=1, coop_kimg=0, coop_energy_l2=0,
+        ada_kimg=1, coop_kimg=0, coop_energy_l2=0, save_minutes=0,
     )  # fmt: skip
     for name, low in at_least.items():
         if getattr(config, name) < low:
@@ -65,6 +66,7 @@ def _choice_problems(config):
     choices = dict(
         cfg=CFG_NAMES, loss=LOSSES, aug=AUGMENTATIONS, augpipe=tuple(AUGPIPES),
         g_arch=ARCHITECTURES, d_arch=ARCHITECTURES, precision=PRECISIONS, ops=MODES,
+        on_divergence=ON_DIVERGENCE,
     )  # fmt: skip
     for name, allowed in choices.items():
         if getattr(config, name) not in allowed:
@@ -90,7 +92,7 @@ def _batch_problems(config):
 
 
 def _optimisation_problems(config):
-    for name in ("lr", "lr_g", "lr_d", "coop_lr_g", "coop_lr_d", "brc_limit"):
+    for name in ("timeout_minutes", "lr", "lr_g", "lr_d", "coop_lr_g", "coop_lr_d", "brc_limit"):
         value = getattr(config, name)
         if value is not None and value <= 0:
             yield f"{flag(name)} must be positive, not {value}"

@@ -1,9 +1,11 @@
 import multiprocessing
 import os
+import signal
 
 import numpy as np
 import pytest
 import torch
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from tests import make_data, tiny
 from training.data_loader import RealImages
@@ -18,7 +20,9 @@ def dataset(tmp_path):
 
 
 def loader(dataset, start=0, **options):
-    return RealImages(dataset, tiny.config(cond=True, **options), CPU, start=start)
+    images = RealImages(dataset, tiny.config(cond=True, **options), CPU)
+    images.load_state_dict({"position": start, "damaged": []})
+    return images
 
 
 def take(dataset, count, **options):
@@ -46,9 +50,13 @@ def test_images_span_minus_one_to_one(tmp_path):
     assert labels.shape == (2, 0)
 
 
+@tiny.starts_workers
 def test_a_stream_can_be_taken_up_where_it_was_left(dataset):
     whole = take(dataset, 5)
-    rest = take(dataset, 2, start=24)
+    with loader(dataset, workers=1) as batches:  # which holds some more ready
+        for _ in range(3):
+            next(batches)
+    rest = take(dataset, 2, start=batches.state_dict()["position"])
     for (images, labels), (again, labels_again) in zip(whole[3:], rest, strict=True):
         assert torch.equal(images, again) and torch.equal(labels, labels_again)
 
@@ -136,3 +144,69 @@ def test_more_workers_than_cores_is_no_reason_to_warn(tmp_path, recwarn):
     with RealImages(dataset, tiny.config(workers=(os.cpu_count() or 1) + 1), CPU) as data:
         next(data)
     assert not [w for w in recwarn if "DataLoader" in str(w.message)]
+
+
+def notice_deaths_soon(monkeypatch):
+    """PyTorch looks every five seconds."""
+    monkeypatch.setattr(_MultiProcessingDataLoaderIter._try_get_data, "__defaults__", (0.2,))
+
+
+@tiny.starts_workers
+def test_workers_that_die_are_started_again(dataset, caplog, monkeypatch):
+    notice_deaths_soon(monkeypatch)
+    expected = take(dataset, 6)
+    with loader(dataset, workers=1) as batches:
+        drawn = [next(batches)]
+        random_numbers = torch.get_rng_state()
+        for worker in multiprocessing.active_children():
+            os.kill(worker.pid, signal.SIGKILL)
+            worker.join()
+        drawn += [next(batches) for _ in range(5)]
+    torch.testing.assert_close(drawn, expected, rtol=0, atol=0)
+    assert "DataLoader worker" in caplog.text and "Starting the workers again." in caplog.text
+    assert torch.equal(torch.get_rng_state(), random_numbers)
+
+
+class Fatal(torch.utils.data.Dataset):
+    """A data set that no worker survives."""
+
+    label_dim = 0
+    has_onehot_labels = False
+    raw_labels = np.zeros([8, 0], np.float32)
+
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, index):
+        os._exit(1)
+
+
+@tiny.starts_workers
+def test_workers_that_die_again_and_again(monkeypatch):
+    notice_deaths_soon(monkeypatch)
+    with RealImages(Fatal(), tiny.config(workers=1), CPU) as batches:
+        with pytest.raises(DatasetError, match="have died 3 times in a row.*fewer --workers, or 0"):
+            next(batches)
+
+
+@tiny.starts_workers
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_damaged_image_is_left_out_and_named_once(tmp_path, caplog, workers):
+    files = make_data.archive_files(make_data.pixels(100, 8, 1))
+    name = "00000/img00000003.png"
+    files[name] = files[name][:45]
+    data = ImageFolderDataset(make_data.write_folder(tmp_path, files))
+    with RealImages(data, tiny.config(workers=workers, batch=100), CPU) as batches:
+        images = [next(batches)[0] for _ in range(2)]
+    [record] = caplog.records
+    assert record.getMessage().startswith(f"Warning: an image is left out (1 so far): '{name}' in")
+    order = iter(InfiniteSampler(100))
+    for image, index in zip(images[0], order, strict=False):
+        expected, _ = data[4 if index == 3 else index]
+        np.testing.assert_allclose(image.numpy(), expected / 127.5 - 1, atol=1e-6)
+    assert batches.state_dict()["position"] == 200
+    again = RealImages(data, tiny.config(workers=workers, batch=100), CPU)
+    again.load_state_dict(batches.state_dict())
+    with again:
+        next(again)
+    assert len(caplog.records) == 1, "a run that goes on does not name it again"

@@ -5,7 +5,7 @@ import torch
 
 from tests import tiny
 from training.dataset import ImageFolderDataset
-from training.divergence import DivergenceError, DivergenceGuard
+from training.divergence import DivergenceError, DivergenceGuard, finite_networks
 from training.state import create_state
 
 
@@ -41,9 +41,9 @@ def never():
 def test_sane_ticks_pass(state):
     guard = DivergenceGuard(state)
     train(state, 0.5, nimg=4000)
-    guard.check(state, "cooperative", SANE, never)
-    guard.check(state, "adversarial", stats(Loss__G__loss=1e6), never)
-    guard.check(state, "adversarial", {}, never)
+    guard.check("cooperative", SANE, never)
+    guard.check("adversarial", stats(Loss__G__loss=1e6), never)
+    assert not guard.check("adversarial", {}, never)
     assert state.nimg == 4000 and all((t == 0.5).all() for t in tensors(state))
 
 
@@ -51,12 +51,11 @@ def test_the_last_good_networks_are_restored_and_saved(state):
     guard = DivergenceGuard(state)
     for value in (0.25, 0.5):
         train(state, value, nimg=int(value * 16000))
-        guard.check(state, "cooperative", SANE, never)
+        guard.check("cooperative", SANE, never)
     train(state, math.nan, nimg=12000)
     saved = []
     with pytest.raises(DivergenceError, match="kimg 12.0 .*networks of kimg 8.0 were saved"):
         guard.check(
-            state,
             "cooperative",
             stats(Loss__G__loss=math.nan),
             lambda: saved.append((state.nimg, all((t == 0.5).all() for t in tensors(state)))),
@@ -69,7 +68,7 @@ def test_divergence_before_the_first_tick_keeps_the_initial_networks(state):
     guard = DivergenceGuard(state)
     train(state, math.inf, nimg=32)
     with pytest.raises(DivergenceError, match="networks of kimg 0.0"):
-        guard.check(state, "cooperative", stats(Loss__D__loss=math.inf), lambda: None)
+        guard.check("cooperative", stats(Loss__D__loss=math.inf), lambda: None)
     assert all(torch.equal(*pair) for pair in zip(tensors(state), initial, strict=True))
 
 
@@ -85,14 +84,14 @@ def test_divergence_before_the_first_tick_keeps_the_initial_networks(state):
 )
 def test_symptoms(state, bad, symptom):
     with pytest.raises(DivergenceError) as caught:
-        DivergenceGuard(state).check(state, "cooperative", SANE | bad, lambda: None)
+        DivergenceGuard(state).check("cooperative", SANE | bad, lambda: None)
     assert symptom in str(caught.value) and "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("stage", ["Loss", "Coop"])
 def test_overflowing_gradients_are_no_divergence(state, stage):
     overflow = stats(**{f"{stage}__grad_norm__Dmain": math.inf})
-    DivergenceGuard(state).check(state, "adversarial", SANE | overflow, never)
+    DivergenceGuard(state).check("adversarial", SANE | overflow, never)
 
 
 @pytest.mark.parametrize(
@@ -100,7 +99,7 @@ def test_overflowing_gradients_are_no_divergence(state, stage):
 )
 def test_advice_fits_the_stage(state, stage, advice):
     with pytest.raises(DivergenceError, match=f"the {stage} stage diverged.*{advice}"):
-        DivergenceGuard(state).check(state, stage, stats(Loss__x=math.nan), lambda: None)
+        DivergenceGuard(state).check(stage, stats(Loss__x=math.nan), lambda: None)
 
 
 @pytest.mark.parametrize("kind", ["real", "fake"])
@@ -109,4 +108,60 @@ def test_scores_beyond_all_bounds_are_a_symptom(state, kind):
     guard = DivergenceGuard(state)
     means = {f"Loss__scores__{kind}": -1e5, "Coop__displacement": 0.4}
     with pytest.raises(DivergenceError, match=f"mean score of {kind} images is -1e\\+05"):
-        guard.check(state, "cooperative", stats(**means), lambda: None)
+        guard.check("cooperative", stats(**means), lambda: None)
+
+
+class Remembering:
+    """A part of a run that has something to remember."""
+
+    value = 0.0
+
+    def state_dict(self):
+        return {"value": self.value}
+
+    def load_state_dict(self, state):
+        self.value = state["value"]
+
+
+def test_going_back_once(state, caplog):
+    part = Remembering()
+    guard = DivergenceGuard(state, parts=(state, part))
+    train(state, 0.5, nimg=8000)
+    part.value = 1.0
+    assert not guard.check("adversarial", SANE, never)
+    train(state, math.nan, nimg=12000)
+    part.value = math.nan
+    assert guard.check("adversarial", SANE | stats(Loss__D__loss=math.nan), never)
+    assert (state.nimg, state.lr_factor, part.value) == (8000, 0.5, 1.0)
+    assert all((t == 0.5).all() for t in tensors(state))
+    assert "diverged before kimg 12.0" in caplog.text and "on from kimg 8.0 with 0.5" in caplog.text
+    train(state, math.nan, nimg=12000)
+    with pytest.raises(DivergenceError, match="networks of kimg 8.0 were saved"):
+        guard.check("adversarial", SANE | stats(Loss__D__loss=math.nan), lambda: None)
+
+
+@pytest.mark.parametrize("name", ["G", "D"])
+def test_weights_that_are_not_finite(state, name):
+    """A step can break a network after the last loss of a tick was computed."""
+    guard = DivergenceGuard(state)
+    assert finite_networks(state)
+    with torch.no_grad():
+        next(state.nets()[name].parameters()).view(-1)[0] = math.inf
+    assert not finite_networks(state)
+    with pytest.raises(DivergenceError, match=f"weights of {name} not finite"):
+        guard.check("adversarial", SANE, lambda: None)
+    assert finite_networks(state)
+
+
+def test_a_guard_remembers_across_processes(state):
+    guard = DivergenceGuard(state)
+    train(state, 0.5, nimg=8000)
+    guard.check("adversarial", SANE, never)
+    assert guard.state_dict() == {}, "what it remembers is the state itself"
+    train(state, 0.75, nimg=9000)
+    saved = guard.state_dict()
+    other = DivergenceGuard(state)
+    other.load_state_dict(saved)
+    with pytest.raises(DivergenceError, match="networks of kimg 8.0 were saved"):
+        other.check("adversarial", stats(Loss__D__loss=math.nan), lambda: None)
+    assert all((t == 0.5).all() for t in tensors(state))

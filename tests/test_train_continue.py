@@ -1,0 +1,182 @@
+"""Going on with a run: by the same command, by --resume, after signals, with other settings."""
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import train
+from tests import tiny
+from tests.train_cli import SMALL, invoke, refused, ticks
+from training.checkpoint import find_states, read_state
+from training.training_loop import TrainingRun
+
+ROOT = Path(train.__file__).parent
+TINY = (*SMALL, "--batch=40", "--gamma=0", "--g-scale=0.001953125", "--d-scale=0.001953125")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return tiny.write_data(tmp_path_factory.mktemp("data") / "tiny.zip", count=40)
+
+
+def interrupted(monkeypatch, *args, at=400):
+    """Call train.py; a signal comes once `at` images have been seen."""
+    iterate = TrainingRun.iterate
+
+    def iterate_and_stop(run):
+        iterate(run)
+        if run.state.nimg >= at:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingRun, "iterate", iterate_and_stop)
+        return invoke(*TINY, *args)
+
+
+def runs(outdir):
+    return sorted(path.name[:5] for path in outdir.iterdir())
+
+
+def seen(run_dir):
+    """Images seen, by the newest state."""
+    return read_state(find_states(run_dir)[0].path)["parts"]["training"]["nimg"]
+
+
+@pytest.fixture
+def stopped(data, tmp_path, monkeypatch):
+    """A run that a signal has stopped: (its command line, its folder)."""
+    args = (f"--data={data}", f"--outdir={tmp_path / 'runs'}")
+    result = interrupted(monkeypatch, *args)
+    assert result.exit_code == 0
+    assert "Stopped by SIGTERM at kimg 0.4; the state of kimg 0.4 is saved." in result.output
+    [run_dir] = (tmp_path / "runs").iterdir()
+    assert seen(run_dir) == 400 and len(ticks(run_dir)) == 1
+    return args, run_dir
+
+
+def test_the_same_command_goes_on(stopped):
+    args, run_dir = stopped
+    result = invoke(*TINY, *args)
+    assert result.exit_code == 0, result.output
+    assert f"Going on with the unfinished run {run_dir}; --restart" in result.output
+    assert seen(run_dir) == 1000
+    assert [tick["Progress/kimg"]["mean"] for tick in ticks(run_dir)] == [0.04, 1.0]
+    assert invoke(*TINY, *args).exit_code == 0
+    assert runs(run_dir.parent) == ["00000", "00001"], "what is finished is not gone on with"
+
+
+@pytest.mark.parametrize("options", [["--restart"], ["--seed=1"], ["--batch=20"]])
+def test_a_new_run(stopped, options):
+    args, run_dir = stopped
+    assert invoke(*TINY, *args, *options).exit_code == 0
+    assert runs(run_dir.parent) == ["00000", "00001"] and seen(run_dir) == 400
+
+
+def test_a_dry_run_tells_and_changes_nothing(stopped):
+    args, run_dir = stopped
+    before = {path.name: path.stat().st_mtime_ns for path in run_dir.iterdir()}
+    result = invoke(*TINY, *args, "--dry-run")
+    assert f"Going on with the unfinished run {run_dir}" in result.output
+    assert "Dry run: nothing was written." in result.output
+    after = {path.name: path.stat().st_mtime_ns for path in run_dir.iterdir()}
+    assert before | {".lock": 0} == after | {".lock": 0}
+
+
+@pytest.mark.parametrize("name", ["latest", "the folder"])
+def test_resume_needs_no_other_options(stopped, name):
+    args, run_dir = stopped
+    resume = "latest" if name == "latest" else run_dir
+    result = invoke(f"--outdir={run_dir.parent}", f"--resume={resume}")
+    assert result.exit_code == 0, result.output
+    assert runs(run_dir.parent) == ["00000"] and seen(run_dir) == 1000
+
+
+def test_another_batch_and_a_longer_run(stopped):
+    args, run_dir = stopped
+    result = invoke(f"--resume={run_dir}", "--batch=16", "--kimg=2")
+    assert result.exit_code == 0, result.output
+    assert "batch: 40 -> 16" in result.output and "kimg: 1 -> 2" in result.output
+    assert seen(run_dir) == 2000
+    again = invoke(f"--resume={run_dir}", "--dry-run")
+    assert '"batch": 16' in again.output, "the new settings are the run's from then on"
+    line = refused(f"--resume={run_dir}", code=1)
+    assert "is finished at kimg 2.0; give a larger --kimg to go on" in line
+
+
+def test_a_damaged_state_is_named_and_the_one_before_is_used(stopped):
+    args, run_dir = stopped
+    newest, before = find_states(run_dir)
+    newest.path.write_bytes(newest.path.read_bytes()[:-1])
+    result = invoke(*TINY, *args)
+    assert result.exit_code == 0
+    assert f"'{newest.path.name}' is truncated or damaged" in result.output
+    assert seen(run_dir) == 1000 and before.nimg == 40
+
+
+def test_nothing_to_go_on_with(tmp_path):
+    outdir = f"--outdir={tmp_path / 'runs'}"
+    assert "no run in --outdir=" in refused(outdir, "--resume=latest", code=1)
+    assert "this folder holds no training state" in refused(f"--resume={tmp_path}", code=1)
+
+
+def test_networks_of_another_size_are_refused(stopped):
+    _, run_dir = stopped
+    line = refused(f"--resume={run_dir}", "--d-scale=0.5", "--seed=7", code=2)
+    assert "another --seed, --d-scale: leave it out, or start a new run" in line
+    assert seen(run_dir) == 400
+
+
+@pytest.mark.parametrize("what", ["snapshot", "state"])
+def test_a_run_whose_result_cannot_be_written_is_not_done(stopped, monkeypatch, what):
+    args, run_dir = stopped
+
+    def full(*_args, **_kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        if what == "snapshot":
+            patch.setattr("training.training_loop.save_snapshot", full)
+        else:
+            patch.setattr("training.checkpoint.write_state", full)
+        assert "No space left on device" in refused(*TINY, *args, code=1)
+    assert seen(run_dir) == 400
+    assert invoke(*TINY, *args).exit_code == 0
+    assert seen(run_dir) == 1000 and (run_dir / "network-snapshot-000001.pkl").exists()
+
+
+# A process manager: starts a job, warns it, and starts it again until it reports success.
+MANAGER = """
+import os, pathlib, signal, subprocess, sys, time
+command, outdir, warning = sys.argv[3:], pathlib.Path(sys.argv[1]), sys.argv[2]
+job = subprocess.Popen(command, start_new_session=True)
+while not list(outdir.glob("*/training-state-*.pt")):
+    if job.poll() is not None:
+        sys.exit("the job ended before it was warned")
+    time.sleep(0.05)
+os.killpg(job.pid, getattr(signal, warning))  # workers get it, too
+sys.exit(job.wait(60))
+"""
+
+
+@pytest.mark.parametrize("warning", ["SIGUSR1", "SIGINT"])
+def test_under_a_process_manager(data, tmp_path, warning):
+    outdir = tmp_path / "runs"
+    outdir.mkdir()
+    job = [
+        sys.executable, "train.py", f"--data={data}", f"--outdir={outdir}", *TINY, "--kimg=1000",
+        "--workers=2",
+    ]  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", MANAGER, str(outdir), warning, *job],
+        cwd=ROOT, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"Stopped by {warning} at kimg" in done.stdout and "Traceback" not in done.stderr
+    [run_dir] = outdir.iterdir()
+    assert seen(run_dir) > 0 and time.time() - find_states(run_dir)[0].path.stat().st_mtime < 60

@@ -1,0 +1,177 @@
+"""What train.py does with its options: settings, data set, processes, and errors in one line.
+
+Imports torch late, so that `train.py --help` answers at once.
+"""
+
+import contextlib
+import dataclasses
+import os
+import shutil
+from datetime import timedelta
+from pathlib import Path
+
+import click
+
+from training.config import ConfigError, TrainingConfig
+
+DEFAULTS = {f.name: f.default for f in dataclasses.fields(TrainingConfig)}
+
+
+@contextlib.contextmanager
+def processes_started_together(given):
+    """Context in which this process can talk to those that torchrun has started, if it has."""
+    from torch_utils.distributed import Processes, joined_by_torchrun, under_torchrun
+    from training.session import show_messages
+
+    if not under_torchrun():
+        show_messages()
+        yield Processes()
+        return
+    device = machine_settings(given)["device"]
+    timeout = timedelta(minutes=given.get("timeout_minutes", DEFAULTS["timeout_minutes"]))
+    with joined_by_torchrun(device, timeout) as processes:
+        show_messages(processes.first)
+        if given.setdefault("gpus", processes.count) != processes.count:
+            raise click.UsageError(
+                f"--gpus={given['gpus']}, but torchrun started {processes.count} processes: leave "
+                "it out"
+            )
+        with contextlib.nullcontext() if processes.first else silence():
+            yield processes
+
+
+@contextlib.contextmanager
+def silence():
+    """Context in which nothing is printed: the first process speaks for all."""
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+        yield
+
+
+def machine_settings(given):
+    """`given` with the device that it asks for, or that there is, and the field of --nobench."""
+    from torch_utils.devices import find_device
+
+    settings = {name: value for name, value in given.items() if name != "nobench"}
+    try:
+        settings["device"] = str(find_device(given.get("device")))
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+    if "nobench" in given:
+        settings["cudnn_benchmark"] = not given["nobench"]
+    return settings
+
+
+def open_dataset(given):
+    """The data set of these settings, by field name."""
+    from training.dataset import DatasetError, ImageFolderDataset
+
+    if "data" not in given:
+        raise click.UsageError("Missing option '--data': the zip or folder to train on")
+    subset = given.get("subset")
+    try:
+        return ImageFolderDataset(
+            given["data"],
+            use_labels=given.get("cond", False),
+            max_size=None if subset is None else max(subset, 1),  # refused later
+            xflip=given.get("mirror", False),
+            random_seed=given.get("seed", 0),
+        )
+    except DatasetError as error:
+        raise click.ClickException(str(error)) from error
+
+
+def configure(given):
+    """Open the data set and complete the settings; returns (`TrainingConfig`, data set)."""
+    given = {"cudnn_benchmark": True} | machine_settings(given)
+    dataset = open_dataset(given)
+    try:
+        return TrainingConfig.from_options(given, resolution=dataset.resolution), dataset
+    except ConfigError as error:
+        raise click.UsageError(str(error)) from error
+
+
+def is_run(resume):
+    """Whether this value of --resume means a run to go on with, and not weights to start from."""
+    return resume == "latest" or (resume is not None and Path(resume).is_dir())
+
+
+def reopen(outdir, given):
+    """The run that --resume means: (folder, settings, data set, lines on changed settings)."""
+    from training.checkpoint import StateError
+    from training.continuation import changed_settings, find_run, read_settings
+
+    given = dict(given)
+    try:
+        run_dir = find_run(outdir, given.pop("resume"))
+        given.setdefault("device", read_settings(run_dir).device)
+        config, changes = changed_settings(run_dir, machine_settings(given))
+    except StateError as error:
+        raise click.ClickException(str(error)) from error
+    except ConfigError as error:
+        raise click.UsageError(str(error)) from error
+    return run_dir, config, open_dataset(dataclasses.asdict(config)), changes
+
+
+def unfinished_run(outdir, config):
+    """Folder of the run that the same command has left unfinished, or None."""
+    from training.continuation import find_unfinished
+
+    return find_unfinished(outdir, config)
+
+
+def run(processes, job):
+    """Train in a run folder; errors that a user can mend end in one line."""
+    from torch_utils.distributed import WorkerError, run_processes
+    from training.checkpoint import StateError
+    from training.consistency import ConsistencyError
+    from training.diagnostics import SymptomError
+    from training.divergence import DivergenceError
+    from training.image_files import DatasetError
+    from training.session import train_job
+    from training.transfer import TransferError
+
+    expected = (
+        TransferError, DatasetError, DivergenceError, SymptomError, StateError, ConsistencyError,
+        WorkerError, OSError,
+    )  # fmt: skip
+    config, run_dir = job.config, job.run_dir
+    spawn = config.gpus > 1 and processes.count == 1
+    try:
+        if spawn:
+            job = job._replace(networks=None)  # cannot be pickled; each process reads them
+            timeout = timedelta(minutes=config.timeout_minutes)
+            outcome = run_processes(
+                train_job, config.gpus, job, device=config.device, timeout=timeout
+            )
+        else:
+            outcome = train_job(processes, job)
+    except expected as error:
+        refusal = click.ClickException(last_line(error))
+        kind = error.kind if isinstance(error, WorkerError) else type(error).__name__
+        if kind not in {known.__name__ for known in expected}:
+            click.echo(str(error.__cause__), err=True)  # the traceback of the process
+        refusal.exit_code = 3 if kind == SymptomError.__name__ else 1
+        raise refusal from error
+    finally:
+        if processes.first and not job.goes_on and not (run_dir / "training_options.json").exists():
+            shutil.rmtree(run_dir, ignore_errors=True)  # it holds at most what the user was told
+    say_how_it_ended(outcome, run_dir)
+
+
+def say_how_it_ended(outcome, run_dir):
+    """Print where to look, or what has been saved."""
+    if outcome.done:
+        click.echo(f"Done. Open {run_dir / 'index.html'}")
+        return
+    saved = outcome.saved_kimg
+    click.echo(
+        f"Stopped by {outcome.signal} at kimg {outcome.kimg:.1f}; "
+        + ("nothing could be saved." if saved is None else
+           f"the state of kimg {saved:.1f} is saved. The same command goes on from there.")
+    )  # fmt: skip
+
+
+def last_line(error):
+    """The message itself: data-loader workers put their traceback and its class before it."""
+    *_, line = str(error).strip().splitlines() or [type(error).__name__]
+    return line.removeprefix(f"{type(error).__module__}.{type(error).__qualname__}: ")

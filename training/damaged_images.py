@@ -1,0 +1,64 @@
+"""Images that turn out damaged while training: left out, named and counted."""
+
+import logging
+
+import torch
+
+from training.dataset import DatasetError
+
+MAX_SHARE = 0.01  # of the data set; more is another data set than the one asked for
+ATTEMPTS = 100  # neighbours that are tried
+
+logger = logging.getLogger(__name__)
+
+
+class UndamagedImages(torch.utils.data.Dataset):
+    """A data set in whose place of a damaged image the next whole one stands.
+
+    Item i is (image, label, what is wrong with image i: a text, empty where nothing is).
+    """
+
+    def __init__(self, dataset):
+        self._dataset = dataset
+
+    def __len__(self):
+        return len(self._dataset)
+
+    def __getitem__(self, index):
+        damage = ""
+        for neighbour in range(index, index + ATTEMPTS):
+            try:
+                return *self._dataset[neighbour % len(self)], damage
+            except DatasetError as error:
+                damage = damage or str(error)
+        raise DatasetError(damage)
+
+
+class DamageCount:
+    """Names each damaged image once, and ends a run that has too many.
+
+    Args:
+        size: Images of the data set.
+    """
+
+    def __init__(self, size):
+        self._size = size
+        self.known = []  # what was wrong with each
+
+    def add(self, texts):
+        """Take what `UndamagedImages` said of a batch into account.
+
+        Raises:
+            DatasetError: More than `MAX_SHARE` of the data set is damaged.
+        """
+        for text in texts:
+            if not text or text in self.known:
+                continue
+            self.known.append(text)
+            if len(self.known) > MAX_SHARE * self._size:
+                raise DatasetError(
+                    text
+                    if len(self.known) == 1
+                    else f"{len(self.known)} of {self._size} images are damaged, the latest: {text}"
+                )
+            logger.warning("Warning: an image is left out (%d so far): %s", len(self.known), text)

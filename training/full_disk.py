@@ -1,0 +1,58 @@
+"""Training outlives a full disk: what cannot be written is warned of, and tried again."""
+
+import contextlib
+import errno
+import logging
+import os
+from pathlib import Path
+
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+
+logger = logging.getLogger(__name__)
+
+
+@contextlib.contextmanager
+def disk_may_be_full(what):
+    """Context in which a full disk only leads to a warning that `what` was not written."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        logger.warning("Warning: %s: %s; training goes on.", what, error.strerror)
+
+
+class Journal:
+    """A text file that is appended to; what finds no room waits for the next time.
+
+    Args:
+        path: The file.
+    """
+
+    def __init__(self, path):
+        self._path = Path(path)
+        self.pending = ""  # not written yet
+
+    def append(self, text):
+        """Write `text` after all that came before it, at once and whole."""
+        self.pending += text
+        with disk_may_be_full(f"'{self._path.name}' lags behind"):
+            self._write(self.pending.encode())
+            self.pending = ""
+
+    def _write(self, data):
+        with open(self._path, "ab", buffering=0) as file:
+            size = file.tell()
+            try:
+                while data:  # a disk that is nearly full takes a part
+                    data = data[file.write(data) :]
+            except OSError:
+                os.truncate(self._path, size)
+                raise
+
+
+class LogFile(logging.FileHandler):
+    """A log file that says nothing where a line finds no room."""
+
+    def handleError(self, record):  # noqa: N802 - the name that logging calls
+        """Drop the line; others are told by whoever could not write."""

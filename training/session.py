@@ -1,0 +1,89 @@
+"""One process of a training run, from its run folder to its end."""
+
+import contextlib
+import dataclasses
+import logging
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from training.checkpoint import find_states
+from training.config import TrainingConfig
+from training.continuation import take_up
+from training.image_cache import cache_images
+from training.run_dir import lock_run, log_to
+from training.training_loop import TrainingRun
+from training.transfer import read_snapshot
+
+
+class Job(NamedTuple):
+    """What all processes of a run are to do; can be pickled without `networks`."""
+
+    config: TrainingConfig
+    dataset: Any  # the opened `ImageFolderDataset`
+    run_dir: Path
+    goes_on: bool = False  # from the newest state in run_dir
+    networks: dict | None = None  # of --resume, where they have been read already
+    open_measure: Callable | None = None  # returns what measures snapshots
+
+
+class Outcome(NamedTuple):
+    """How a run ended that did not fail."""
+
+    done: bool
+    signal: str | None  # that asked to stop
+    kimg: float
+    saved_kimg: float | None  # of the newest state
+
+
+def show_messages(first=True):
+    """Let this process say what training logs; all but the first one only warn."""
+    logging.basicConfig(format="%(message)s", stream=sys.stdout, force=True)
+    for name in ("training", "metrics"):
+        logging.getLogger(name).setLevel(logging.INFO if first else logging.WARNING)
+
+
+def train_job(processes, job):
+    """Train to the end of the run, or until a signal; the task of each of its processes.
+
+    Args:
+        processes: Which of them this is.
+        job: What to do.
+
+    Returns:
+        Its `Outcome`.
+
+    Raises:
+        Whatever `TrainingRun` and `take_up` raise; BlockingIOError: the run is being trained.
+    """
+    if processes.count > 1:
+        show_messages(processes.first)
+    config, run_dir = job.config, Path(job.run_dir)
+    with lock_run(run_dir) if processes.first else contextlib.nullcontext():
+        continued = take_up(run_dir, config) if job.goes_on and processes.first else None
+        continued = processes.share(continued)
+        if config.cache:
+            processes.first_alone(lambda: cache_images(job.dataset))
+        networks = job.networks
+        if networks is None and config.resume is not None and continued is None:
+            networks = read_snapshot(config.resume)
+        with log_to(run_dir / "log.txt") if processes.first else contextlib.nullcontext():
+            own = dataclasses.replace(config, device=_own_device(processes, config.device))
+            measure = job.open_measure() if processes.first and job.open_measure else None
+            run = TrainingRun(own, job.dataset, run_dir, networks, continued, processes, measure)
+            if processes.first:
+                print(f"Run folder: {run_dir}", flush=True)  # the log lies in it
+                (run_dir / "training_options.json").write_text(config.to_json())
+            run.train()
+    states = find_states(run_dir) if processes.first else []
+    saved = states[0].nimg / 1e3 if states else None
+    return Outcome(run.done, run.interruption.name, run.state.nimg / 1e3, saved)
+
+
+def _own_device(processes, device):
+    """A GPU for each process of a machine; joining the others has chosen it."""
+    several = processes.count > 1 and torch.device(device).type == "cuda"
+    return f"cuda:{torch.cuda.current_device()}" if several else device
