@@ -2,6 +2,7 @@
 
 import copyreg
 import pickle
+import pickletools
 from collections.abc import Callable, Mapping
 from typing import Any, BinaryIO, final
 
@@ -26,19 +27,22 @@ class RestrictedUnpickler(pickle.Unpickler):
     attributes on it and on what it returns: give builtins, SafeFunction, or classes of SealedType.
 
     Raises UnsafePickleError, naming the thing, for every other global and for persistent ids.
-    What no list of names can bound are flaws of CPython's unpickler itself: a file can make it
-    fill the memory (by a huge memo index), or work for ever or overflow the stack (by hashing
-    tuples that are nested very deep). At worst the process ends; it runs no code.
+    The file must be seekable: it is looked through first, for memo indices that would make
+    CPython's unpickler fill the memory. What no list of names can bound is the hashing of tuples
+    that are nested very deep, by which a file can make it work for ever or overflow the stack. At
+    worst the process ends; it runs no code.
     """
 
     def __init__(
         self, file: BinaryIO, allowed: Mapping[tuple[str, str], Any], *, encoding: str = "ASCII"
     ):
         super().__init__(file, encoding=encoding)
+        self._file = file
         self._allowed = allowed
 
     def load(self) -> Any:
         """Read one pickled object; see the class for what is refused."""
+        _check_memo(self._file)
         # Objects in the cache of extension codes would be handed out without asking find_class.
         copyreg.clear_extension_cache()
         return super().load()
@@ -60,6 +64,17 @@ class RestrictedUnpickler(pickle.Unpickler):
             if isinstance(pid, str | int)
             else "the pickle refers to an outside object by persistent id"
         )
+
+
+def _check_memo(file: BinaryIO) -> None:
+    """Refuse memo indices that no pickler counts up to; the file's position stays."""
+    start = file.tell()
+    try:
+        for count, (opcode, index, _) in enumerate(pickletools.genops(file)):
+            if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and index > count:
+                raise UnsafePickleError(f"the pickle has memo index {index} at its item {count}")
+    finally:
+        file.seek(start)
 
 
 class SafeFunction:

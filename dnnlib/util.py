@@ -23,6 +23,7 @@ __all__ = [
 ]
 
 _TIMEOUT = (10, 60)  # seconds to connect, seconds between two chunks
+MAX_DOWNLOAD_BYTES = 1 << 33  # eight times the largest published snapshot
 _CHUNK = 1 << 18  # bytes
 
 
@@ -154,6 +155,8 @@ def _store(response: Any, path: Path) -> None:
         raise OSError("the server answered with a web page, not with a file")
     declared = response.headers.get("Content-Length", "")
     expected = int(declared) if declared.isdecimal() else None
+    if expected is not None and expected > MAX_DOWNLOAD_BYTES:
+        raise OSError(f"the server announces {expected} bytes; at most {MAX_DOWNLOAD_BYTES} go")
     size = 0
     bar = tqdm(
         total=expected, desc=path.name[17:], unit="B", unit_scale=True, disable=None, leave=False
@@ -161,6 +164,8 @@ def _store(response: Any, path: Path) -> None:
     with bar, atomic_write(path) as file:
         for chunk in response.iter_content(_CHUNK):
             size += file.write(chunk)
+            if size > MAX_DOWNLOAD_BYTES:
+                raise OSError(f"the server sends more than {MAX_DOWNLOAD_BYTES} bytes")
             bar.update(len(chunk))
         if size == 0:
             raise OSError("the server sent an empty file")

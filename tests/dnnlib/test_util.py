@@ -155,6 +155,14 @@ def test_failed_download_keeps_nothing_and_says_what_to_do(server, tmp_path, kin
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(("kind", "reason"), [("net.pkl", "announces"), ("unsized", "sends more")])
+def test_downloads_are_bounded(server, tmp_path, monkeypatch, kind, reason):
+    monkeypatch.setattr(util, "MAX_DOWNLOAD_BYTES", len(PAYLOAD) - 1)
+    with pytest.raises(util.DownloadError, match=f"{reason}.* {len(PAYLOAD) - 1} "):
+        util.open_url(f"{server.url}/{kind}", cache_dir=tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_offline_names_url_and_place_for_the_file(server, tmp_path):
     server.server_close()
     url = f"{server.url}/net.pkl"

@@ -1,0 +1,61 @@
+"""Turn network snapshots into safetensors with JSON, and back.
+
+\b
+  python export.py --network=network-snapshot-025000.pkl --dest=faces.safetensors
+  python export.py --network=faces.safetensors --dest=faces.pkl
+"""
+
+import contextlib
+from pathlib import Path
+
+import click
+
+from dnnlib.util import first_line, open_url
+
+# torch is imported inside functions, so that --help answers at once.
+
+
+@click.command(help=__doc__)
+@click.option("--network", required=True, metavar="FILE",
+              help="Snapshot (path or URL), or .safetensors with its .json beside it")  # fmt: skip
+@click.option("--dest", required=True, metavar="FILE",
+              help="File to write: .safetensors, with a .json beside it, or .pkl")  # fmt: skip
+def main(network, dest):
+    """Read one form, write the other."""
+    kinds = Path(network).suffix == ".safetensors", Path(dest).suffix
+    if kinds not in ((False, ".safetensors"), (True, ".pkl")):
+        raise click.UsageError(
+            "One of --network and --dest must be .safetensors, --dest else .pkl."
+        )
+    with errors_in_one_line(network, dest):
+        if kinds[0]:
+            from training.exchange import import_networks, save_imported
+
+            save_imported(import_networks(network), dest)
+        else:
+            import legacy
+            from training.exchange import export_networks
+
+            with open_url(network) as file:
+                export_networks(legacy.load_network_pkl(file), dest)
+    click.echo(f"Wrote {dest}")
+
+
+@contextlib.contextmanager
+def errors_in_one_line(network, dest):
+    """Context that turns errors of reading and writing into click's."""
+    import pickle
+
+    try:
+        yield
+    except (ValueError, pickle.UnpicklingError) as error:
+        reason = first_line(error)
+        raise click.ClickException(f"Cannot use --network={network}: {reason}.") from error
+    except OSError as error:
+        raise click.ClickException(
+            f"Cannot turn --network={network} into --dest={dest}: {first_line(error)}."
+        ) from error
+
+
+if __name__ == "__main__":
+    main()

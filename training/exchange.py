@@ -1,0 +1,106 @@
+"""Networks as safetensors with a JSON file beside: no pickle at all, for other programs.
+
+NAME.safetensors holds the tensors of G, D, G_ema and augment_pipe as NETWORK.TENSOR; NAME.json
+holds their class names and constructor arguments, and how the data set was opened.
+"""
+
+import json
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+
+from dnnlib.util import EasyDict, atomic_write, first_line
+from torch_utils import persistence
+from training.snapshot import save_snapshot
+
+FORMAT = "coopinit-networks-1"
+MAX_JSON_BYTES = 1 << 24
+NETWORKS = ("G", "D", "G_ema", "augment_pipe")
+
+
+class ExchangeError(ValueError):
+    """Files that hold no networks, or not these; the message is one line."""
+
+
+def export_networks(networks, path):
+    """Write networks as `path`, which ends in .safetensors, and the JSON file beside it.
+
+    Args:
+        networks: What `legacy.load_network_pkl` returns.
+        path: The file to write.
+    """
+    nets = {name: networks[name] for name in NETWORKS if networks[name] is not None}
+    tensors = {
+        f"{name}.{key}": tensor.contiguous().clone()
+        for name, net in nets.items()
+        for key, tensor in net.state_dict().items()
+    }
+    description = {
+        "format": FORMAT,
+        "networks": {
+            name: {"class": type(net).__name__, "args": net.init_args, "kwargs": net.init_kwargs}
+            for name, net in nets.items()
+        },
+        "training_set_kwargs": networks["training_set_kwargs"],
+    }
+    data = safetensors.torch.save(tensors, metadata={"format": "pt"})
+    with atomic_write(path) as file:
+        file.write(data)
+    with atomic_write(Path(path).with_suffix(".json")) as file:
+        file.write(json.dumps(description, indent=1).encode())
+
+
+def import_networks(path):
+    """The networks of a .safetensors file and the JSON file beside it.
+
+    Returns:
+        As `legacy.load_network_pkl`.
+
+    Raises:
+        ExchangeError: One of the files is damaged, or they do not fit each other.
+        OSError: One of them cannot be read.
+    """
+    path = Path(path)
+    try:
+        description = _read_description(path.with_suffix(".json"))
+        tensors = safetensors.torch.load_file(path)
+        found = {name: None for name in NETWORKS}
+        for name, record in description["networks"].items():
+            if name not in found:
+                raise ExchangeError(f"'{name}' is none of {', '.join(NETWORKS)}")
+            found[name] = _rebuild(name, record, tensors)
+        if missing := [name for name in NETWORKS[:3] if found[name] is None]:
+            raise ExchangeError(f"{', '.join(missing)} is missing")
+        kwargs = description.get("training_set_kwargs")
+        found["training_set_kwargs"] = None if kwargs is None else EasyDict(kwargs)
+    except OSError:
+        raise
+    except Exception as error:  # damaged files can make parsers and constructors raise anything
+        raise ExchangeError(f"'{path}' cannot be used: {first_line(error)}") from error
+    return found
+
+
+def save_imported(networks, path):
+    """Write what `import_networks` returned as a network snapshot."""
+    nets = {name: networks[name] for name in NETWORKS}
+    save_snapshot(path, **nets, training_set_kwargs=networks["training_set_kwargs"] or {})
+
+
+def _read_description(path):
+    if path.stat().st_size > MAX_JSON_BYTES:
+        raise ExchangeError(f"'{path.name}' is larger than {MAX_JSON_BYTES} bytes")
+    description = json.loads(path.read_bytes())
+    if not isinstance(description, dict) or description.get("format") != FORMAT:
+        raise ExchangeError(f"'{path.name}' describes no networks of this format")
+    return description
+
+
+def _rebuild(name, record, tensors):
+    cls = persistence.find_persistent_class(str(record["class"]))
+    own = {key[len(name) + 1 :]: t for key, t in tensors.items() if key.startswith(f"{name}.")}
+    state = dict(
+        _init_args=tuple(record["args"]), _init_kwargs=record["kwargs"], _parameters=own,
+        _buffers={}, _modules={}, training=False,
+    )  # fmt: skip
+    return persistence.rebuild_module(cls, state)
