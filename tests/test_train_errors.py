@@ -11,6 +11,7 @@ import train
 from tests import make_data, tiny
 from tests.hostile_pickles import HOSTILE
 from tests.train_cli import SMALL, refused, snapshot, trained
+from training.checkpoint import find_states
 from training.command import last_line
 from training.snapshot import save_snapshot
 from training.training_loop import TrainingRun
@@ -235,5 +236,7 @@ def test_an_archive_that_is_replaced_while_training(data, tmp_path, monkeypatch)
     assert f"'{path}' has been replaced by other data since it was opened; put it back" in line
     path.write_bytes(Path(data).read_bytes())
     monkeypatch.setattr(TrainingRun, "iterate", iterate)
+    [run_dir] = outdir.iterdir()
+    assert find_states(run_dir)[0].nimg == 1024, "all that was trained"
     _, output = trained(*options)
     assert "Going on with the unfinished run" in output

@@ -18,6 +18,7 @@ from training.consistency import check_consistency
 from training.continuation import journal_sizes
 from training.curves import save_curves
 from training.data_loader import RealImages
+from training.dataset import DatasetError
 from training.diagnostics import Diagnostics
 from training.divergence import DivergenceGuard, finite_networks
 from training.ema import ema_decay, update_ema
@@ -141,19 +142,7 @@ class TrainingRun:
         try:
             with self.interruption, self.reporter, self.data:
                 self.begin()
-                stop = False
-                while not self.done and not stop:
-                    self.enter(self.due_stage())
-                    self.iterate()
-                    self.reporter.progress(self.state.nimg, self.stage.name)
-                    asked = self.interruption.name is not None
-                    stop, save = self.processes.any(asked, self.state_is_due())
-                    if self.reporter.tick_is_due(self.state.nimg) or self.stage_is_over():
-                        self.end_tick(save)
-                    elif save:
-                        self.save_state()
-                if not self.done:
-                    self.save_state()
+                self.train_on()
                 self.finish_saving()
             end = None if self.done else f"Interrupted by {self.interruption.name}"
         except Exception as error:
@@ -162,6 +151,27 @@ class TrainingRun:
         finally:  # a run that failed is worth looking at, too
             if self.reporter.tick > 0 and self.processes.first:
                 self.show(end)
+
+    def train_on(self):
+        """Iterate to the end of the run, or until a signal; what was trained is saved then."""
+        stop = False
+        try:
+            while not self.done and not stop:
+                self.enter(self.due_stage())
+                self.iterate()
+                self.reporter.progress(self.state.nimg, self.stage.name)
+                asked = self.interruption.name is not None
+                stop, save = self.processes.any(asked, self.state_is_due())
+                if self.reporter.tick_is_due(self.state.nimg) or self.stage_is_over():
+                    self.end_tick(save)
+                elif save:
+                    self.save_state()
+            if not self.done:
+                self.save_state()
+        except DatasetError:  # comes between two iterations; of several processes, to some of them
+            if self.processes.count == 1:
+                self.save_state()
+            raise
 
     def show(self, end):
         """Draw the curves and write the page of the run; `end`: how it was cut short, or None."""
