@@ -3,20 +3,24 @@
     python benchmarks/save_state.py --cfg=digits --resolution=16 --channels=1
     python benchmarks/save_state.py --cfg=cifar --gamma=0 --device=cuda --save=results.json
 
-Takes every option of train.py that says how to train. Images are random. Blocks of training with
-one save each and blocks without any alternate, so that a noisy machine is the same for both. The
-pause is what the training thread waits for inside a save; the rest of the cost is that the writing
-thread takes time from training. Shares are given for the interval measured and for the default.
+Takes every option of train.py that says how to train. Images are random. Blocks of the same
+iterations, one with a save and one without, alternate, so that a noisy machine is the same for
+both. Two costs are told apart, and given as shares of the time between two saves:
+
+* the pause: how long the training thread waits inside a save (it compares the processes, where
+  there are several, and copies what is to be saved);
+* in all: how much longer the block with the save takes. That is the pause and whatever the thread
+  that writes, flushes and reads back takes away from training meanwhile.
 """
 
 import datetime
 import json
-import platform
 import statistics
 import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import click
 
@@ -27,6 +31,7 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
 import train  # noqa: E402
+from benchmarks.train_step import processor  # noqa: E402
 from training.checkpoint import find_states  # noqa: E402
 from training.command import machine_settings  # noqa: E402
 from training.config import TrainingConfig  # noqa: E402
@@ -66,11 +71,11 @@ class RandomImages(torch.utils.data.Dataset):
 @click.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
 @click.option("--resolution", default=32, show_default=True, help="Of the images, pixels")
 @click.option("--channels", default=3, show_default=True, help="Of the images")
-@click.option("--seconds", default=20.0, show_default=True, help="Length of a block")
-@click.option("--blocks", default=4, show_default=True, help="Of each kind")
+@click.option("--iterations", default=16, show_default=True, help="Of a block")
+@click.option("--blocks", default=8, show_default=True, help="Of each kind")
 @click.option("--save", type=Path, help="Write the numbers to this JSON file")
 @click.pass_context
-def main(context, resolution, channels, seconds, blocks, save):
+def main(context, resolution, channels, iterations, blocks, save):
     """Measure and print; other options are those of train.py."""
     arguments = ["--data=random", "--workers=0", *context.args]
     parsed = train.main.make_context("train.py", arguments).params
@@ -82,62 +87,75 @@ def main(context, resolution, channels, seconds, blocks, save):
         run = TrainingRun(config, RandomImages(resolution, channels), Path(folder))
         with run.reporter, run.data:
             run.enter(run.due_stage())
-            measure(run, seconds / 4, saving=False)
-            measured = {False: [], True: []}
-            for _ in range(blocks):
-                for saving, results in measured.items():
-                    results.append(measure(run, seconds, saving))
+            measure(run, iterations, saving=True)  # to warm up
+            pairs = [
+                (measure(run, iterations, saving=False), measure(run, iterations, saving=True))
+                for _ in range(blocks)
+            ]
         state_bytes = find_states(folder)[0].path.stat().st_size
-    report = summary(config, measured, seconds, state_bytes) | {"options": context.args}
+    report = summary(config, pairs, state_bytes)
+    report |= {"iterations_of_a_block": iterations, "resolution": resolution}
+    report |= {"options": context.args}
     click.echo(json.dumps(report, indent=1))
     if save is not None:
         save.parent.mkdir(parents=True, exist_ok=True)
         save.write_text(json.dumps(report, indent=1) + "\n")
 
 
-def measure(run, seconds, saving):
-    """Train for some time; returns (seconds an iteration, seconds that a save held it up)."""
-    cuda = run.data._device.type == "cuda"
-    start, iterations, pause = time.perf_counter(), 0, 0.0
-    while time.perf_counter() - start < seconds or run.writer.busy:
+class Block(NamedTuple):
+    """Seconds of one block."""
+
+    spent: float
+    pause: float  # inside save_state()
+
+
+def measure(run, iterations, saving):
+    """Train for some iterations, the same phases in each call; maybe save after the first."""
+    run.state.iteration = 0
+    pause = 0.0
+    start = time.perf_counter()
+    for iteration in range(iterations):
         run.iterate()
-        iterations += 1
-        if cuda:
+        if torch.cuda.is_initialized():
             torch.cuda.synchronize()
-        if saving and iterations == 1:
-            before = time.perf_counter()
+        if saving and iteration == 0:
+            saved = time.perf_counter()
             run.save_state()
-            pause = time.perf_counter() - before
+            pause = time.perf_counter() - saved
     spent = time.perf_counter() - start
-    run.writer.wait()
-    return spent / iterations, pause
+    if run.writer.busy:
+        raise click.ClickException("a block ends before the state is written: more --iterations")
+    run.writer.wait()  # says whether it failed
+    return Block(spent, pause)
 
 
-def summary(config, measured, seconds, state_bytes):
+def summary(config, pairs, state_bytes):
     """Medians, and shares of training time."""
-    plain = statistics.median(value for value, _ in measured[False])
-    saving = statistics.median(value for value, _ in measured[True])
-    pause = statistics.median(pause for _, pause in measured[True])
-    lost = (saving / plain - 1) * seconds  # by one save, pause included
+    plain = statistics.median(without.spent for without, _ in pairs)
+    pause = statistics.median(saving.pause for _, saving in pairs)
+    lost = [saving.spent - without.spent for without, saving in pairs]
     cuda = config.device.startswith("cuda")
     return {
         "date": datetime.date.today().isoformat(),
-        "device": torch.cuda.get_device_name() if cuda else platform.processor() or "CPU",
+        "device": torch.cuda.get_device_name() if cuda else processor(),
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
         "state_mb": round(state_bytes / 1e6, 2),
-        "ms_iteration_without": round(plain * 1e3, 2),
-        "ms_iteration_with": round(saving * 1e3, 2),
-        "ms_pause_of_a_save": round(pause * 1e3, 2),
-        "percent_pause_at_one_save_in": {
-            f"{seconds:g} s": round(pause / seconds * 100, 4),
-            f"{DEFAULT_SECONDS:g} s (default)": round(pause / DEFAULT_SECONDS * 100, 5),
+        "seconds_of_a_block_without_save": round(plain, 3),
+        "seconds_of_a_pause": round(pause, 4),
+        "seconds_lost_in_all_by_a_save": round(statistics.median(lost), 3),
+        "seconds_lost_in_all_by_each_save": [round(seconds, 3) for seconds in lost],
+        "percent_of_training_time": {
+            f"a save in {name}": {
+                "pause": round(pause / seconds * 100, 4),
+                "in all": round(statistics.median(lost) / seconds * 100, 3),
+            }
+            for name, seconds in {
+                "every block": plain,
+                f"{DEFAULT_SECONDS:g} s (default)": DEFAULT_SECONDS,
+            }.items()
         },
-        "percent_lost_in_all_at_one_save_in": {
-            f"{seconds:g} s": round(lost / seconds * 100, 2),
-            f"{DEFAULT_SECONDS:g} s (default)": round(lost / DEFAULT_SECONDS * 100, 3),
-        },
-        "blocks": len(measured[True]),
+        "blocks": len(pairs),
     }
 
 
