@@ -4,73 +4,145 @@
 
 A run of the demo's size is trained once undisturbed. Then the same run is trained again and again,
 each time by giving the same command until it is done, while faults are injected at random moments
-that follow from --seed. Each is compared with the undisturbed one, to the bit. "Full disk" is a
-limit on the size of files, which makes every write beyond it fail; it needs Linux.
+that follow from --seed. A fault counts as recovered when the process ended as it should, and the
+next one goes on from the newest whole state (or, where no state had been written, from the start).
+The result must be that of the undisturbed run, to the bit. Some images of the data set are damaged
+from the start, as both runs must see the same; a run finds them while it trains, and has to name
+each once, however often it is killed. "Full disk" is a limit on the size of files, which makes
+every write beyond it fail; it needs Linux.
+
+Exits with 1 unless every fault was recovered, no image lost or repeated, and every run equal.
 """
 
 import collections
 import datetime
+import itertools
 import json
-import os
-import platform
+import math
 import random
-import resource
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
+import zipfile
 from pathlib import Path
+from typing import NamedTuple
 
 import click
-import psutil
+import numpy as np
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from training.checkpoint import find_states, read_state  # noqa: E402
+from benchmarks import faults  # noqa: E402
+from benchmarks.faults import FAULTS, Trainer  # noqa: E402
+from benchmarks.train_step import processor  # noqa: E402
+from training.checkpoint import read_state  # noqa: E402
+from training.snapshot import grid_size  # noqa: E402
 
 OPTIONS = (
     "--cfg=digits", "--gamma=2", "--aug=ada", "--pl-weight=2", "--snap=1", "--device=cpu",
     "--save-minutes=0.05", "--coop-steps=5",
 )  # fmt: skip
-FULL_DISK_BYTES = 4096
+DAMAGED_IMAGES = 5  # of 1797; a run stops at more than 1 %
+MAX_SECONDS = 30  # between two faults
+UNDISTURBED = "none: ended by itself"
+TIMES = ("Timing", "Resources", "timestamp")  # what no two runs have in common in stats.jsonl
 
 
 @click.command()
 @click.option("--hours", default=1.0, show_default=True)
 @click.option("--kimg", default=12, show_default=True, help="Length of each run")
 @click.option("--seed", default=0, show_default=True, help="Of the faults")
-@click.option("--save", type=Path, help="Write the numbers to this JSON file")
+@click.option("--save", type=Path, help="Write the numbers to this JSON file, after every run")
 def main(hours, kimg, seed, save):
     """Inject faults until the time is up, and print what became of them."""
-    end = time.monotonic() + hours * 3600
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        data = folder / "digits.zip"
-        source = ["--source=digits", f"--dest={data}"]
-        subprocess.run([sys.executable, "dataset_tool.py", *source], cwd=ROOT, check=True)
-        command = [sys.executable, "train.py", f"--data={data}", *OPTIONS, f"--kimg={kimg}"]
-        command += [f"--coop-kimg={kimg // 2}"]
-        soak = Soak(command, random.Random(seed))
-        expected = soak.undisturbed(folder / "undisturbed")
-        while time.monotonic() < end:
-            soak.disturbed(folder / "disturbed", expected)
-            click.echo(table(soak))
-            shutil.rmtree(folder / "disturbed")
-    report = soak.report() | {
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    settings = {
         "date": datetime.date.today().isoformat(),
-        "device": platform.processor() or "CPU",
+        "device": processor(),
         "torch": torch.__version__,
         "hours": hours,
         "kimg": kimg,
         "seed": seed,
         "options": OPTIONS,
     }
-    if save is not None:
-        save.write_text(json.dumps(report, indent=1) + "\n")
+    with tempfile.TemporaryDirectory() as name:
+        data = Path(name) / "digits.zip"
+        damaged = write_data(data)
+        command = [sys.executable, "train.py", f"--data={data}", f"--kimg={kimg}", *OPTIONS]
+        command += [f"--coop-kimg={kimg // 2}"]
+        soak = Soak(command, kimg * 1000, random.Random(seed), time.monotonic() + hours * 3600)
+        try:
+            expected = soak.undisturbed(Path(name) / "undisturbed")
+            while time.monotonic() < soak.end:
+                soak.disturbed(Path(name) / f"disturbed-{soak.runs}", expected, damaged)
+                click.echo(soak.table())
+                if save is not None:
+                    save.write_text(json.dumps(soak.report() | settings, indent=1) + "\n")
+        except KeyboardInterrupt:
+            click.echo(f"Stopped; the run in progress is left out.\n{soak.table()}")
+    sys.exit(0 if soak.clean else 1)
+
+
+def write_data(path):
+    """The digits with some images cut off; returns their names."""
+    whole = path.with_name("whole.zip")
+    command = [sys.executable, "dataset_tool.py", "--source=digits", f"--dest={whole}"]
+    subprocess.run(command, cwd=ROOT, check=True)
+    with zipfile.ZipFile(whole) as source, zipfile.ZipFile(path, "w") as target:
+        images = [name for name in source.namelist() if name.endswith(".png")]
+        # None of reals.png: that is made before training begins, from images without damage.
+        shown = math.prod(grid_size(16, 16))
+        order = np.random.RandomState(0).permutation(len(images))  # as snapshot_grid() does
+        damaged = [images[index] for index in order[shown:][:DAMAGED_IMAGES]]
+        for name in source.namelist():
+            content = source.read(name)
+            target.writestr(name, content[: len(content) // 2] if name in damaged else content)
+    return damaged
+
+
+class Expectation(NamedTuple):
+    """What the next process has to do, by the states that it finds."""
+
+    damaged: list  # names of states that it must name: those newer than the newest whole one
+    nimg: int | None  # where to go on; None: there is no whole state
+
+    @classmethod
+    def of(cls, outdir):
+        """By the newest run folder below `outdir`."""
+        damaged = []
+        for state in faults.find_run_states(outdir):
+            if faults.is_whole(state.path):
+                return cls(damaged, state.nimg)
+            damaged.append(state.path.name)
+        return cls(damaged, None)
+
+    @property
+    def kind(self):
+        """In words."""
+        if self.nimg is not None:
+            return "went on from a state"
+        return "refused, all states damaged" if self.damaged else "started over, no state yet"
+
+    def met_by(self, trainer):
+        """Whether a process did it; None where a fault ended it before it could."""
+        said = trainer.said()
+        start = re.search(r"stage from kimg ([\d.]+)", said)
+        if start is None and not trainer.refused:
+            return None if trainer.faults and trainer.ended_well else False
+        if not all(name in said for name in self.damaged):
+            return False
+        if self.nimg is None:
+            if self.damaged:
+                return trainer.refused
+            return start is not None and start[1] == "0.0" and "Going on with" not in said
+        went_on = start is not None and "Going on with" in said
+        return went_on and start[1] == f"{self.nimg / 1e3:.1f}"
 
 
 class Soak:
@@ -78,219 +150,198 @@ class Soak:
 
     Args:
         command: Of a run, without --outdir and --workers.
+        nimg: Images that it sees.
         rng: Of the faults.
+        end: When to inject no more of them, on the clock of time.monotonic().
     """
 
-    def __init__(self, command, rng):
-        self.command = command
-        self.rng = rng
+    def __init__(self, command, nimg, rng, end):
+        self.command, self.nimg, self.rng, self.end = command, nimg, rng, end
         self.injected = collections.Counter()
         self.recovered = collections.Counter()
-        self.runs = self.equal = self.lost = self.starts = 0
+        self.processes = collections.Counter()  # by what they did
+        self.problems = []
+        self.runs = self.equal = self.lost = 0
+        self._deck = []  # kinds of faults that are due before any comes again
+
+    @property
+    def clean(self):
+        """Whether all is as it should be."""
+        return self.runs == self.equal > 0 == self.lost and self.injected == self.recovered
 
     def report(self):
         """All counts."""
+        kinds = [*FAULTS, *sorted(self.injected.keys() - FAULTS.keys())]
         return {
             "faults": {
-                name: {"injected": count, "recovered": self.recovered[name]}
-                for name, count in sorted(self.injected.items())
+                kind: {"injected": self.injected[kind], "recovered": self.recovered[kind]}
+                for kind in kinds
             },
+            "processes": dict(self.processes),
             "runs": self.runs,
-            "starts": self.starts,
-            "runs_with_equal_weights": self.equal,
-            "images_lost": self.lost,
+            "runs_equal": self.equal,
+            "images_lost_or_repeated": self.lost,
+            "problems": self.problems,
         }
 
+    def table(self):
+        """The counts as text."""
+        report = self.report()
+        lines = [f"{'fault':28}{'injected':>10}{'recovered':>11}"]
+        lines += [
+            f"{kind:28}{counts['injected']:10}{counts['recovered']:11}"
+            for kind, counts in report["faults"].items()
+        ]
+        processes = ", ".join(f"{count} {kind}" for kind, count in self.processes.items())
+        lines += [
+            f"processes: {processes}",
+            f"runs {self.runs}, images lost or repeated {self.lost}, weights and all else equal "
+            f"in {self.equal} runs",
+            *(f"PROBLEM: {problem}" for problem in self.problems),
+        ]
+        return "\n".join(lines) + "\n"
+
     def undisturbed(self, outdir):
-        """State of the run that nobody disturbs."""
-        process = self.start(outdir)
-        if process.wait() != 0:
-            raise click.ClickException(f"the undisturbed run failed: {output(outdir)}")
-        return final_state(outdir)
+        """Run folder of the run that nobody disturbs."""
+        command = [*self.command, f"--outdir={outdir}", "--workers=0"]
+        with Trainer(command, self.nimg) as trainer:
+            if trainer.wait() != 0:
+                raise click.ClickException(f"the undisturbed run failed: {trainer.said()}")
+        return faults.run_dir_of(outdir)
 
-    def disturbed(self, outdir, expected):
-        """Train the run under faults, and compare it."""
-        pending = []  # faults of the process before
-        while True:
-            process = self.start(outdir)
-            faults = self.disturb(process, outdir)
-            code = process.wait()
-            said = output(outdir)
-            for fault in pending:
-                went_on = "Going on with" in said or "Run folder" in said
-                self.recovered[fault] += went_on and (
-                    fault != "damaged state" or "is truncated or damaged" in said
-                )
-            pending = []
-            for fault in faults:
-                self.injected[fault] += 1
-                survived = code == 0 and fault in ("worker killed", "full disk", "SIGTERM")
-                if survived:
-                    self.recovered[fault] += 1
-                else:
-                    pending.append(fault)
-            if code == 0 and "Done." in said:
-                break
-            if damage(outdir, self.rng):
-                self.injected["damaged state"] += 1
-                pending.append("damaged state")
-        for fault in pending:
-            self.recovered[fault] += 1
-        state = final_state(outdir)
+    def disturbed(self, outdir, expected, damaged):
+        """Train the run under faults, and compare it with the run folder `expected`."""
+        pending, restart, done = [], False, False
+        while not done:
+            expectation = Expectation([], None) if restart else Expectation.of(outdir)
+            trainer = self.train(outdir, restart)
+            done = faults.is_finished(outdir, self.nimg)
+            verdict = expectation.met_by(trainer)
+            if verdict is False:
+                self.problem(f"should have {expectation}", trainer)
+            if verdict is not None:
+                self.processes[expectation.kind] += 1
+                self.count(pending, verdict)
+                pending = []
+            if not trainer.ended_well:
+                self.problem("ended as it should not", trainer)
+                self.count(trainer.faults or [UNDISTURBED], False)
+                if not trainer.faults:
+                    break  # the next one would do the same
+            else:
+                pending += trainer.faults
+                if not (trainer.faults or trainer.refused or done):
+                    self.problem("should have trained to the end", trainer)
+                    break
+            # --restart until the new run has a state: else the damaged ones are found again.
+            restart = trainer.refused or (restart and not faults.find_run_states(outdir))
+        self.count(pending, done)
         self.runs += 1
-        self.equal += same(state["parts"]["training"], expected["parts"]["training"])
-        self.lost += abs(images_reported(outdir) - images(expected)) + abs(
-            images(state) - images(expected)
-        )
+        if done:
+            self.compare(faults.run_dir_of(outdir), expected, damaged)
+        shutil.rmtree(outdir)
 
-    def start(self, outdir):
-        """A process that trains; what it says goes to a file."""
-        self.starts += 1
-        outdir.mkdir(exist_ok=True)
-        with open(outdir / "output", "w") as file:
-            workers = f"--workers={self.rng.randint(0, 1)}"
-            return subprocess.Popen(
-                [*self.command, f"--outdir={outdir}", workers],
-                cwd=ROOT, stdout=file, stderr=subprocess.STDOUT,
-                env=os.environ | {"OMP_NUM_THREADS": "1"},
-            )  # fmt: skip
+    def train(self, outdir, restart):
+        """One process under faults, to its end."""
+        workers = self.rng.randint(0, 2)
+        command = [*self.command, f"--outdir={outdir}", f"--workers={workers}"]
+        with Trainer(command + ["--restart"] * restart, self.nimg) as trainer:
+            while not trainer.ends_within(self.rng.uniform(1, MAX_SECONDS)):
+                if time.monotonic() < self.end:
+                    self.inject(trainer, outdir)
+        return trainer
 
-    def disturb(self, process, outdir):
-        """Inject faults into a process until one of them ends it, or it is done."""
-        faults = []
-        while not ends_within(process, self.rng.uniform(1, 40)):
-            kind = self.rng.choice(["killed", "killed", "killed while saving", "SIGTERM",
-                                    "worker killed", "full disk"])  # fmt: skip
-            if getattr(self, kind.replace(" ", "_").lower())(process, outdir):
-                faults.append(kind)
-        return faults
+    def inject(self, trainer, outdir):
+        """The next kind of fault that is possible now; each comes once before any comes again."""
+        if not self._deck:
+            self._deck = self.rng.sample(list(FAULTS), len(FAULTS))
+        for kind in list(self._deck):
+            if FAULTS[kind](trainer, outdir, self.rng):
+                trainer.faults.append(kind)
+                self._deck.remove(kind)
+                return
 
-    def killed(self, process, outdir):
-        """At any moment."""
-        process.kill()
-        return True
+    def count(self, kinds, recovered):
+        """Faults of which it is known now what became of them."""
+        self.injected.update(kinds)
+        self.recovered.update(kinds if recovered else [])
 
-    def killed_while_saving(self, process, outdir):
-        """With a half-written state."""
-        patience = time.monotonic() + 20
-        while process.poll() is None and time.monotonic() < patience:
-            if list(outdir.glob("0*/.training-state-*.part")):
-                process.kill()
-                return True
-            time.sleep(0.001)
-        return False
+    def problem(self, what, trainer):
+        """Keep what a process said that did not do as it should."""
+        suffered = ", ".join(trainer.faults) or "no fault"
+        said = "\n".join(trainer.said().splitlines()[-30:])
+        end = f"a process with {suffered} that ended with {trainer.code}"
+        self.problems.append(f"run {self.runs}, {end} {what}:\n{said}")
 
-    def sigterm(self, process, outdir):
-        """As process managers ask a job to end."""
-        if not find_run_states(outdir):
-            return False  # signals are noted once training begins
-        process.send_signal(signal.SIGTERM)
-        process.wait()
-        return True
-
-    def worker_killed(self, process, outdir):
-        """As the kernel does where memory is short."""
-        workers = psutil.Process(process.pid).children() if process.poll() is None else []
-        for worker in workers:
-            worker.kill()
-        return bool(workers)
-
-    def full_disk(self, process, outdir):
-        """For some seconds, of which the third failed save ends the run."""
-        try:
-            _, hard = resource.prlimit(process.pid, resource.RLIMIT_FSIZE)
-            resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (FULL_DISK_BYTES, hard))
-            ended = ends_within(process, self.rng.uniform(3, 20))
-            if not ended:
-                resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (hard, hard))
-        except ProcessLookupError:
-            return False
-        return True
+    def compare(self, run_dir, expected, damaged):
+        """A finished run with the one that nobody disturbed."""
+        names = named_images(run_dir)
+        for image in damaged:
+            self.count(["damaged image"], names.count(image) == 1)
+        differing = differences(run_dir, expected)
+        if differing:
+            self.problems.append(f"run {self.runs} differs: {', '.join(differing)}")
+        self.lost += images_off(run_dir, expected)
+        self.equal += not differing
 
 
-def ends_within(process, seconds):
-    """Wait that long; returns whether the process has ended."""
-    try:
-        process.wait(seconds)
-    except subprocess.TimeoutExpired:
-        return False
-    return True
+def named_images(run_dir):
+    """Images that the log of a run names as left out."""
+    lines = (run_dir / "log.txt").read_text().splitlines()
+    return [
+        found[1] for line in lines if "left out" in line and (found := re.search(r"'(.*?)'", line))
+    ]
 
 
-def run_dir_of(outdir):
-    """The newest run folder: one that lost its process before its first state is left behind."""
-    return max(outdir.glob("0*"), default=outdir)
+def final_state(run_dir):
+    """Content of the newest state, without times."""
+    content = read_state(faults.find_run_states(run_dir.parent)[0].path)
+    reporter = content["parts"]["reporter"]
+    content["parts"]["reporter"] = {name: reporter[name] for name in ("tick", "tick_nimg")}
+    return content
 
 
-def find_run_states(outdir):
-    """States of the run below `outdir`, the newest first."""
-    return find_states(run_dir_of(outdir))
+def ticks(run_dir):
+    """The lines of stats.jsonl, without times."""
+    text = (run_dir / "stats.jsonl").read_text()
+    return [
+        {name: value for name, value in json.loads(line).items() if not name.startswith(TIMES)}
+        for line in text.splitlines()
+    ]
 
 
-def damage(outdir, rng):
-    """Cut off or change the newest state, if there is one before it; now and then."""
-    states = find_run_states(outdir)
-    if len(states) < 2 or rng.random() < 0.5:
-        return False
-    path = states[0].path
-    data = bytearray(path.read_bytes())
-    if rng.random() < 0.5:
-        del data[rng.randrange(len(data)) :]
-    else:
-        data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
-    path.write_bytes(data)
-    return True
+def differences(run_dir, expected):
+    """Names of what differs between two finished runs."""
+    a, b = final_state(run_dir), final_state(expected)
+    names = sorted(a["parts"].keys() | b["parts"].keys())
+    found = [name for name in names if not same(a["parts"].get(name), b["parts"].get(name))]
+    found += [name for name in ("random", "dataset", "stage_switch") if not same(a[name], b[name])]
+    return found + ["stats.jsonl"] * (ticks(run_dir) != ticks(expected))
 
 
-def output(outdir):
-    """What the latest process said."""
-    return (outdir / "output").read_text(errors="replace")
-
-
-def final_state(outdir):
-    """Content of the newest state."""
-    return read_state(find_run_states(outdir)[0].path)
-
-
-def images(state):
-    """Images seen."""
-    return state["parts"]["training"]["nimg"]
-
-
-def images_reported(outdir):
-    """Images seen, by the last tick of stats.jsonl; -1 where its ticks have a gap or repeat."""
-    text = (run_dir_of(outdir) / "stats.jsonl").read_text()
-    ticks = [json.loads(line) for line in text.splitlines()]
-    numbers = [tick["Progress/tick"]["mean"] for tick in ticks]
-    if numbers != list(range(len(numbers))):
-        return -1
-    return round(ticks[-1]["Progress/kimg"]["mean"] * 1000)
+def images_off(run_dir, expected):
+    """Images that were lost or came twice: by ticks, by the counter and by the sampler."""
+    seen = [
+        [tick["Loss/signs/real"]["num"] for tick in ticks(folder)] for folder in (run_dir, expected)
+    ]
+    off = sum(abs(a - b) for a, b in itertools.zip_longest(*seen, fillvalue=0))
+    a, b = (final_state(folder)["parts"] for folder in (run_dir, expected))
+    return (
+        off
+        + abs(a["training"]["nimg"] - b["training"]["nimg"])
+        + abs(a["data"]["position"] - b["data"]["position"])
+    )
 
 
 def same(a, b):
     """Whether two nested dicts and lists of tensors and values are equal, to the bit."""
     if isinstance(a, torch.Tensor):
-        return torch.equal(a, b)
+        return isinstance(b, torch.Tensor) and a.dtype == b.dtype and torch.equal(a, b)
     if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+        return isinstance(b, dict) and a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
     if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(map(same, a, b))
+        return type(a) is type(b) and len(a) == len(b) and all(map(same, a, b))
     return a == b
-
-
-def table(soak):
-    """The counts as text."""
-    report = soak.report()
-    lines = [f"{'fault':24}{'injected':>10}{'recovered':>11}"]
-    lines += [
-        f"{name:24}{counts['injected']:10}{counts['recovered']:11}"
-        for name, counts in report["faults"].items()
-    ]
-    lines.append(
-        f"runs {report['runs']}, processes {report['starts']}, images lost "
-        f"{report['images_lost']}, weights equal in {report['runs_with_equal_weights']} runs"
-    )
-    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":

@@ -1,0 +1,235 @@
+"""Faults that benchmarks/soak.py injects into a process of train.py.
+
+A fault is a function of (`Trainer`, --outdir, random.Random) that returns whether it took place; it
+notes in `Trainer.may_end_with` which exit codes it may bring about.
+"""
+
+import contextlib
+import fcntl
+import os
+import re
+import resource
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import psutil
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from training.checkpoint import KEPT, StateError, find_states, read_state  # noqa: E402
+from training.interruption import SIGNALS  # noqa: E402
+
+FULL_DISK_BYTES = 4096
+PATIENCE = 120  # seconds that a process may take to end after a signal
+PIPE_BYTES = 1 << 20  # what a process may say: nobody reads before it has ended
+
+
+class Trainer:
+    """A process of train.py; as a context manager it leaves no process behind on an error.
+
+    Args:
+        command: Its command line.
+        nimg: Images that the run sees.
+    """
+
+    def __init__(self, command, nimg):
+        self.nimg = nimg
+        self.faults = []  # that were injected
+        self.may_end_with = {0}
+        self.process = subprocess.Popen(
+            command, cwd=ROOT, bufsize=0, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            start_new_session=True,  # Ctrl-C is for the soak alone
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+        # A pipe, as a file would be a part of the full disk; not read to its end, as workers that
+        # have lost their process hold it open for some seconds.
+        fcntl.fcntl(self.process.stdout, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+        os.set_blocking(self.process.stdout.fileno(), False)
+        self._heard = b""
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, *exc_info):
+        if kind is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+        self.said()
+        self.process.stdout.close()
+
+    def said(self):
+        """All output so far."""
+        if not self.process.stdout.closed:
+            self._heard += self.process.stdout.read() or b""
+        return self._heard.decode(errors="replace")
+
+    def wait(self):
+        """Wait for its end; returns the exit code."""
+        return self.process.wait()
+
+    def ends_within(self, seconds):
+        """Wait that long; returns whether the process has ended."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(seconds)
+        return self.code is not None
+
+    def kill(self):
+        """Returns whether that, and nothing before it, has ended the process."""
+        self.process.kill()
+        self.may_end_with.add(-signal.SIGKILL)
+        return self.process.wait() == -signal.SIGKILL
+
+    @property
+    def code(self):
+        """Exit code, or None."""
+        return self.process.poll()
+
+    @property
+    def trains(self):
+        """Whether it has come to its first iteration."""
+        return "stage from kimg" in self.said()
+
+    @property
+    def refused(self):
+        """Whether it has found no whole state, and said so in one line."""
+        *_, line = self.said().strip().splitlines() or [""]
+        message = r"Error: .* holds no training state that can be used; --restart starts over"
+        return self.code == 1 and re.fullmatch(message, line) is not None and not self.trains
+
+    @property
+    def ended_well(self):
+        """By itself or by a fault, and without a traceback: an error is told in one line."""
+        *_, line = self.said().strip().splitlines() or [""]
+        if "Traceback" in self.said():
+            return False
+        one_line = self.code != 1 or line.startswith("Error: ")
+        return self.refused or (self.code in self.may_end_with and one_line)
+
+
+def run_dir_of(outdir):
+    """The newest run folder: one that lost its process before its first state is left behind."""
+    return max(outdir.glob("0*"), default=outdir)
+
+
+def find_run_states(outdir):
+    """States of the newest run below `outdir`, the newest first."""
+    return find_states(run_dir_of(outdir))
+
+
+def is_whole(path):
+    """Whether a state can be read."""
+    try:
+        read_state(path)
+    except StateError:
+        return False
+    return True
+
+
+def is_finished(outdir, nimg):
+    """Whether the run has seen all its images, and saved that."""
+    states = find_run_states(outdir)
+    return bool(states) and states[0].nimg >= nimg and is_whole(states[0].path)
+
+
+def kill(trainer, outdir, rng):
+    """At any moment."""
+    return trainer.kill()
+
+
+def kill_while_saving(trainer, outdir, rng):
+    """With a half-written state."""
+    patience = time.monotonic() + 20
+    while trainer.code is None and time.monotonic() < patience:
+        if list(outdir.glob("0*/.training-state-*.part")):
+            return trainer.kill()
+        time.sleep(0.001)
+    return False
+
+
+def send(numbers, trainer, outdir, rng):
+    """One signal or two, as process managers and Ctrl-C ask a job to end."""
+    if not trainer.trains:
+        return False  # signals are noted once training begins
+    for number in numbers:
+        trainer.process.send_signal(number)
+        time.sleep(rng.uniform(0, 0.3))
+    if not trainer.ends_within(PATIENCE):
+        trainer.process.kill()  # without trainer.kill(): it should have ended otherwise
+    elif numbers == (signal.SIGINT, signal.SIGINT):
+        trainer.may_end_with.add(-signal.SIGINT)  # the second one ends it at once
+    elif is_finished(outdir, trainer.nimg):
+        trainer.may_end_with.add(trainer.code)  # it came too late to be noted
+        return False
+    return True
+
+
+def send_two(trainer, outdir, rng):
+    """The same one twice, or two of them."""
+    return send((rng.choice(SIGNALS), rng.choice(SIGNALS)), trainer, outdir, rng)
+
+
+def kill_workers(trainer, outdir, rng):
+    """As the kernel does where memory is short; training goes on."""
+    try:
+        workers = psutil.Process(trainer.process.pid).children()
+        for worker in workers:
+            worker.kill()
+    except psutil.NoSuchProcess:
+        return False
+    return bool(workers)
+
+
+def fill_disk(trainer, outdir, rng):
+    """For some seconds: the third failed save ends the run, two of them do not."""
+    pid = trainer.process.pid
+    try:
+        soft, hard = resource.prlimit(pid, resource.RLIMIT_FSIZE)
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, (FULL_DISK_BYTES, hard))
+        trainer.may_end_with.add(1)
+        if not trainer.ends_within(rng.uniform(3, 20)):
+            resource.prlimit(pid, resource.RLIMIT_FSIZE, (soft, hard))
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def damage_states(how, every, trainer, outdir, rng):
+    """Kill, then damage the newest state, or each."""
+    if len(find_run_states(outdir)) < KEPT or not trainer.kill():
+        return False
+    if is_finished(outdir, trainer.nimg):
+        return False  # there is nothing to go on with
+    states = find_run_states(outdir)
+    for state in states if every else states[:1]:
+        state.path.write_bytes(how(bytearray(state.path.read_bytes()), rng))
+    return True
+
+
+def truncated(data, rng):
+    """Cut off anywhere."""
+    return data[: rng.randrange(len(data))]
+
+
+def flipped(data, rng):
+    """One bit is another."""
+    data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+    return data
+
+
+FAULTS = {
+    "killed": kill,
+    "killed while saving": kill_while_saving,
+    **{number.name: partial(send, (number,)) for number in SIGNALS},
+    "two signals": send_two,
+    "worker killed": kill_workers,
+    "full disk": fill_disk,
+    "newest state truncated": partial(damage_states, truncated, False),
+    "newest state bit-flipped": partial(damage_states, flipped, False),
+    "all states damaged": partial(damage_states, flipped, True),
+}
