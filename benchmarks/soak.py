@@ -41,6 +41,7 @@ sys.path.insert(0, str(ROOT))
 from benchmarks import faults  # noqa: E402
 from benchmarks.faults import FAULTS, Trainer  # noqa: E402
 from benchmarks.train_step import processor  # noqa: E402
+from dnnlib.util import atomic_write  # noqa: E402
 from training.checkpoint import read_state  # noqa: E402
 from training.snapshot import grid_size  # noqa: E402
 
@@ -49,7 +50,7 @@ OPTIONS = (
     "--save-minutes=0.05", "--coop-steps=5",
 )  # fmt: skip
 DAMAGED_IMAGES = 5  # of 1797; a run stops at more than 1 %
-MAX_SECONDS = 30  # between two faults
+MAX_SECONDS = 20  # between two faults
 UNDISTURBED = "none: ended by itself"
 TIMES = ("Timing", "Resources", "timestamp")  # what no two runs have in common in stats.jsonl
 
@@ -62,6 +63,8 @@ TIMES = ("Timing", "Resources", "timestamp")  # what no two runs have in common 
 def main(hours, kimg, seed, save):
     """Inject faults until the time is up, and print what became of them."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if save is not None:
+        save.parent.mkdir(parents=True, exist_ok=True)
     settings = {
         "date": datetime.date.today().isoformat(),
         "device": processor(),
@@ -81,11 +84,10 @@ def main(hours, kimg, seed, save):
             expected = soak.undisturbed(Path(name) / "undisturbed")
             while time.monotonic() < soak.end:
                 soak.disturbed(Path(name) / f"disturbed-{soak.runs}", expected, damaged)
-                click.echo(soak.table())
-                if save is not None:
-                    save.write_text(json.dumps(soak.report() | settings, indent=1) + "\n")
+                soak.tell(settings, save)
         except KeyboardInterrupt:
-            click.echo(f"Stopped; the run in progress is left out.\n{soak.table()}")
+            click.echo("Stopped; of the run in progress count the faults that are over.")
+            soak.tell(settings, save)
     sys.exit(0 if soak.clean else 1)
 
 
@@ -183,6 +185,13 @@ class Soak:
             "images_lost_or_repeated": self.lost,
             "problems": self.problems,
         }
+
+    def tell(self, settings, path):
+        """Print the table, and write it with the settings where a file is asked for."""
+        click.echo(self.table())
+        if path is not None:
+            with atomic_write(path) as file:
+                file.write((json.dumps(settings | self.report(), indent=1) + "\n").encode())
 
     def table(self):
         """The counts as text."""
