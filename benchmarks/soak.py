@@ -232,16 +232,15 @@ class Soak:
                 self.processes[expectation.kind] += 1
                 self.count(pending, verdict)
                 pending = []
-            if not trainer.ended_well:
+            stuck = not (trainer.faults or trainer.refused or done)
+            if stuck or not trainer.ended_well:
                 self.problem("ended as it should not", trainer)
-                self.count(trainer.faults or [UNDISTURBED], False)
-                if not trainer.faults:
-                    break  # the next one would do the same
+                self.count(trainer.faults[-1:] or [UNDISTURBED], False)
+                pending += trainer.faults[:-1]
             else:
                 pending += trainer.faults
-                if not (trainer.faults or trainer.refused or done):
-                    self.problem("should have trained to the end", trainer)
-                    break
+            if stuck:
+                break  # the next one would do the same
             # --restart until the new run has a state: else the damaged ones are found again.
             restart = trainer.refused or (restart and not faults.find_run_states(outdir))
         self.count(pending, done)
