@@ -210,8 +210,9 @@ def prepare_and_train(processes, outdir, dry_run, restart, given):
         config, dataset = configure(given)
         # The first looks for all: looking takes the lock of a run for a moment.
         look = processes.first and not restart
-        run_dir = processes.share(unfinished_run(outdir, config) if look else None)
-        notes += remarks(asked, config)
+        found = unfinished_run(outdir, config) if look else (None, [])
+        run_dir, others = processes.share(found)
+        notes += [*remarks(asked, config), *others]
     description = run_dir.name if run_dir else describe_run(dataset.name, config, asked)
     for line in [f"Settings: {config.to_json()}", f"Run: {description}", *notes]:
         click.echo(line)

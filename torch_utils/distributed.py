@@ -22,6 +22,7 @@ __all__ = [
     "add_up",
     "average",
     "device_of",
+    "is_first",
     "joined_by_torchrun",
     "run_processes",
     "under_torchrun",
@@ -103,6 +104,11 @@ def add_up(tensor: torch.Tensor) -> torch.Tensor:
     if torch.distributed.is_initialized():
         torch.distributed.all_reduce(tensor)
     return tensor
+
+
+def is_first() -> bool:
+    """Whether this process is the first of those that train together."""
+    return not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
 
 
 def device_of(rank: int, device: str | torch.device) -> torch.device:

@@ -45,8 +45,8 @@ class TrainingStats:
         return self._processes.share(merged)
 
     def load_state_dict(self, state):
-        """Go on from `state_dict()`."""
-        self._moments = dict(state)
+        """Go on from `state_dict()`: the first process, with what all have reported."""
+        self._moments = dict(state) if self._processes.first else {}
 
     def mean(self, name):
         """Mean of `name` so far, as a float; NaN where nothing was reported."""

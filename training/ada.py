@@ -2,7 +2,7 @@
 
 import torch
 
-from torch_utils.distributed import add_up
+from torch_utils.distributed import add_up, is_first
 
 UPDATE_INTERVAL = 4  # iterations
 
@@ -39,8 +39,8 @@ class AdaController:
         return {"signs": add_up(self._signs.clone())}
 
     def load_state_dict(self, state):
-        """Go on from `state_dict()`."""
-        self._signs.copy_(state["signs"])
+        """Go on from `state_dict()`: the first process, with what all have observed."""
+        self._signs.copy_(state["signs"] if is_first() else torch.zeros_like(self._signs))
 
     def update(self, nimg):
         """Move p once, `nimg` images after the last time."""

@@ -1,10 +1,10 @@
 """Training states on disk: written beside training, checked, and read again.
 
 A state is a file of `torch.save` that `torch.load(..., weights_only=True)` reads. Its name holds
-the images seen and the start of its SHA-256, so that a damaged file is known for what it is.
+which save of the run it is, the images seen, and the start of its SHA-256, so that a damaged file
+is known for what it is.
 """
 
-import contextlib
 import errno
 import hashlib
 import logging
@@ -23,7 +23,7 @@ from dnnlib.util import first_line
 FORMAT = 1
 KEPT = 2
 ATTEMPTS = 3  # failed saves in a row that end a run
-_NAME = re.compile(r"training-state-(\d{12})-([0-9a-f]{16})\.pt")
+_NAME = re.compile(r"training-state-(\d{6,})-(\d{9,})-([0-9a-f]{16})\.pt")
 _CHUNK = 1 << 20
 
 logger = logging.getLogger(__name__)
@@ -36,8 +36,8 @@ class StateError(RuntimeError):
 class StateFile(NamedTuple):
     """A training state by its name; sorts by age."""
 
-    nimg: int
-    modified: int  # ns
+    number: int  # of the saves of the run
+    nimg: int  # images seen; a run that has diverged may have gone back
     path: Path
 
 
@@ -46,8 +46,7 @@ def find_states(run_dir):
     found = []
     for path in Path(run_dir).glob("training-state-*.pt"):
         if name := _NAME.fullmatch(path.name):
-            with contextlib.suppress(FileNotFoundError):  # replaced by a newer one meanwhile
-                found.append(StateFile(int(name[1]), path.stat().st_mtime_ns, path))
+            found.append(StateFile(int(name[1]), int(name[2]), path))
     return sorted(found, reverse=True)
 
 
@@ -76,7 +75,7 @@ def read_state(path):
     """
     path = Path(path)
     try:
-        if _digest(path) != _NAME.fullmatch(path.name)[2]:
+        if not is_whole(path):
             raise StateError(f"'{path.name}' is truncated or damaged (its checksum is wrong)")
         _check_sizes(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
@@ -89,6 +88,15 @@ def read_state(path):
     return content
 
 
+def is_whole(path):
+    """Whether a state has the checksum that its name tells.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    return _digest(path) == _NAME.fullmatch(Path(path).name)[3]
+
+
 def _check_sizes(path):
     """torch.save() packs nothing; what unpacks to more than the file holds was made by others."""
     with zipfile.ZipFile(path) as archive:
@@ -96,8 +104,14 @@ def _check_sizes(path):
             raise StateError(f"'{path.name}' unpacks to more than it holds; it is not used")
 
 
-def write_state(run_dir, nimg, content):
+def write_state(run_dir, number, nimg, content):
     """Write a training state to disk, read it back, and give it its name.
+
+    Args:
+        run_dir: The run folder.
+        number: Which save of the run it is.
+        nimg: Images seen.
+        content: What `StateWriter.save` takes, with its format.
 
     Returns:
         Its path. An error leaves nothing behind.
@@ -116,9 +130,9 @@ def write_state(run_dir, nimg, content):
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         if _digest(part) != writer.digest():
             raise OSError(errno.EIO, "it reads back as something else")
-        path = part.with_name(f"training-state-{nimg:012d}-{writer.digest()}.pt")
+        path = part.with_name(f"training-state-{number:06d}-{nimg:09d}-{writer.digest()}.pt")
         os.replace(part, path)
-        _sync_folder(path.parent)
+        _sync(path.parent)  # a rename is on disk when its folder is
         return path
     finally:
         part.unlink(missing_ok=True)
@@ -163,14 +177,15 @@ def _digest(path):
     return found.hexdigest()[:16]
 
 
-def _sync_folder(folder):
-    """A rename is on disk when its folder is."""
-    if hasattr(os, "O_DIRECTORY"):
-        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+def _sync(path):
+    """Bring a file or folder to disk; Windows does so by itself."""
+    if not hasattr(os, "O_DIRECTORY"):
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def copy_to_cpu(tree):
@@ -198,6 +213,7 @@ class StateWriter:
     def __init__(self, run_dir, continued=None):
         self._run_dir = Path(run_dir)
         self._whole = [] if continued is None else [Path(continued)]
+        self._number = max((state.number for state in find_states(run_dir)), default=0)
         self._thread = None
         self._error = None
         self._failed = 0
@@ -222,6 +238,7 @@ class StateWriter:
         """
         self.wait()
         content = copy_to_cpu({"format": FORMAT, **content})
+        self._number += 1
         self._thread = threading.Thread(target=self._write, args=(nimg, content))
         self._thread.start()
 
@@ -269,7 +286,9 @@ class StateWriter:
 
     def _write(self, nimg, content):
         try:
-            path = write_state(self._run_dir, nimg, content)
+            for name in content.get("journals", ()):  # the state counts on what they hold
+                _sync(self._run_dir / name)
+            path = write_state(self._run_dir, self._number, nimg, content)
             self._whole = [known for known in self._whole if known != path][-(KEPT - 1) :] + [path]
             for state in find_states(self._run_dir):
                 if state.path not in self._whole:

@@ -48,10 +48,12 @@ def silence():
 
 
 def machine_settings(given):
-    """`given` with the device that it asks for, or that there is, and the field of --nobench."""
+    """`given` with the device that it asks for, or that there is, and values for all machines."""
     from torch_utils.devices import find_device
 
     settings = {name: value for name, value in given.items() if name != "nobench"}
+    if "data" in given:
+        settings["data"] = os.path.abspath(given["data"])  # another folder may be the current one
     try:
         settings["device"] = str(find_device(given.get("device")))
     except ValueError as error:
@@ -102,7 +104,7 @@ def reopen(outdir, given):
 
     given = dict(given)
     try:
-        run_dir = find_run(outdir, given.pop("resume"))
+        run_dir = find_run(outdir, given.pop("resume"), given.get("kimg"))
         given.setdefault("device", read_settings(run_dir).device)
         config, changes = changed_settings(run_dir, machine_settings(given))
     except StateError as error:
@@ -113,7 +115,7 @@ def reopen(outdir, given):
 
 
 def unfinished_run(outdir, config):
-    """Folder of the run that the same command has left unfinished, or None."""
+    """What `find_unfinished` returns: the run that the same command has left, or None; lines."""
     from training.continuation import find_unfinished
 
     return find_unfinished(outdir, config)
@@ -146,8 +148,9 @@ def run(processes, job):
         else:
             outcome = train_job(processes, job)
     except expected as error:
-        refusal = click.ClickException(last_line(error))
         kind = error.kind if isinstance(error, WorkerError) else type(error).__name__
+        way_out = how_to_go_on(run_dir) if kind == DivergenceError.__name__ else ""
+        refusal = click.ClickException(last_line(error) + way_out)
         if kind not in {known.__name__ for known in expected}:
             click.echo(str(error.__cause__), err=True)  # the traceback of the process
         refusal.exit_code = 3 if kind == SymptomError.__name__ else 1
@@ -156,6 +159,18 @@ def run(processes, job):
         if processes.first and not job.goes_on and not (run_dir / "training_options.json").exists():
             shutil.rmtree(run_dir, ignore_errors=True)  # it holds at most what the user was told
     say_how_it_ended(outcome, run_dir)
+
+
+def how_to_go_on(run_dir):
+    """What may be done after a run has diverged: the same again would diverge again."""
+    from training.checkpoint import find_states
+
+    states = find_states(run_dir)
+    return (
+        f"; --resume={run_dir} goes on from kimg {states[0].nimg / 1e3:.1f} with other settings"
+        if states
+        else ""
+    )
 
 
 def say_how_it_ended(outcome, run_dir):

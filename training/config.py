@@ -221,13 +221,16 @@ class TrainingConfig:
         values = json.loads(text)
         return cls(**values | {"stop_on": tuple(values["stop_on"])})
 
-    def same_run(self, other):
-        """Whether `other` differs at most in how and where the same images are trained on."""
-        return not any(
-            getattr(self, f.name) != getattr(other, f.name)
+    def differences(self, other):
+        """Texts `--NAME (VALUE there)` of the settings that make `other` another run than this.
+
+        How and where the same images are trained on does not.
+        """
+        return [
+            f"{flag(f.name)} ({getattr(other, f.name)} there)"
             for f in fields(self)
-            if f.name not in OF_THE_MACHINE
-        )
+            if f.name not in OF_THE_MACHINE and getattr(self, f.name) != getattr(other, f.name)
+        ]
 
     def fixed_differences(self, other):
         """Options of settings with which `other` cannot take up the training state of this run."""

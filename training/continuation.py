@@ -5,12 +5,14 @@ import os
 import re
 from pathlib import Path
 
-from training.checkpoint import StateError, find_states, read_newest_state
+from dnnlib.util import atomic_write
+from training.checkpoint import StateError, find_states, is_whole, read_newest_state
 from training.config import ConfigError, TrainingConfig
 from training.run_dir import is_locked
 
-# Files that a run appends to.
-JOURNALS = ("stats.jsonl", "log.txt", "metric-*.jsonl", "events.out.tfevents.*")
+# Files of numbers that a run appends to; log.txt keeps what was said, of lost iterations, too.
+JOURNALS = ("stats.jsonl", "metric-*.jsonl", "events.out.tfevents.*")
+FEW_DIFFERENCES = 3  # settings, up to which another run may have been meant
 
 
 def read_settings(run_dir):
@@ -27,20 +29,65 @@ def read_settings(run_dir):
         raise StateError(f"Cannot read '{path}': {problem}.") from error
 
 
+def write_settings(run_dir, config):
+    """Write the settings of a run, whole or not at all, unless they are there.
+
+    Raises:
+        OSError: They cannot be written.
+    """
+    path, text = Path(run_dir) / "training_options.json", config.to_json()
+    if not path.exists() or path.read_text() != text:
+        with atomic_write(path) as file:
+            file.write(text.encode())
+
+
 def find_unfinished(outdir, config):
-    """The newest run below `outdir` that has the same settings and images left to see, or None."""
+    """The newest run below `outdir` that has the same settings and images left to see.
+
+    Returns:
+        (its folder or None, lines about runs that might have been meant).
+    """
+    lines = []
     for run_dir in _runs(outdir):
-        states = find_states(run_dir)
-        if not states or states[0].nimg >= config.kimg * 1000:
+        if not find_states(run_dir):
             continue
-        with contextlib.suppress(StateError):
-            if config.same_run(read_settings(run_dir)) and not is_locked(run_dir):
-                return run_dir
-    return None
+        try:
+            differences = config.differences(read_settings(run_dir))
+            kimg = config.kimg if not differences else read_settings(run_dir).kimg
+            if is_finished(run_dir, kimg):
+                continue
+            in_use = is_locked(run_dir)
+        except (StateError, OSError) as error:
+            lines.append(f"{run_dir.name} is left alone: {error}")
+            continue
+        if differences:
+            if len(differences) <= FEW_DIFFERENCES:
+                lines.append(
+                    f"{run_dir.name} is unfinished, too, but differs in {', '.join(differences)}; "
+                    f"--resume={run_dir} goes on with it."
+                )
+        elif in_use:
+            lines.append(f"Another process is training in {run_dir}: this is a new run.")
+        else:
+            return run_dir, []
+    return None, lines
 
 
-def find_run(outdir, resume):
+def is_finished(run_dir, kimg):
+    """Whether a run has seen all its images, by its newest state, which is whole."""
+    newest = find_states(run_dir)[0]
+    with contextlib.suppress(OSError):  # reading it later says why
+        return newest.nimg >= kimg * 1000 and is_whole(newest.path)
+    return False
+
+
+def find_run(outdir, resume, kimg=None):
     """The folder that --resume=latest or --resume=RUN_DIR means.
+
+    Args:
+        outdir: Folder of all runs.
+        resume: Value of the option.
+        kimg: What the run is to be continued to; None: as its settings say.
 
     Raises:
         StateError: There is no such run, or it holds no state.
@@ -49,9 +96,15 @@ def find_run(outdir, resume):
         if not find_states(resume):
             raise StateError(f"--resume={resume}: this folder holds no training state.")
         return Path(resume)
-    for run_dir in _runs(outdir):
-        if find_states(run_dir):
+    runs = [run_dir for run_dir in _runs(outdir) if find_states(run_dir)]
+    for run_dir in runs:
+        if not is_finished(run_dir, kimg or read_settings(run_dir).kimg):
             return run_dir
+    if runs:
+        raise StateError(
+            f"--resume=latest: all runs in --outdir={outdir} are finished; give a larger --kimg to "
+            "go on with the newest."
+        )
     raise StateError(f"--resume=latest: no run in --outdir={outdir} holds a training state.")
 
 
@@ -102,20 +155,32 @@ def cut_journals(run_dir, sizes):
             os.truncate(path, sizes[name])
 
 
-def take_up(run_dir, config):
+def take_up(run_dir, config, dataset):
     """Read the newest state of a run and put its journals back to that moment.
+
+    Args:
+        run_dir: The run folder.
+        config: Its `TrainingConfig`.
+        dataset: The opened `ImageFolderDataset`.
 
     Returns:
         (path, content) of the state.
 
     Raises:
-        StateError: There is none that can be used, or the run has seen all its images.
+        StateError: There is none that can be used, the run has seen all its images, or the data
+            are not those that it has trained on.
     """
     path, content = read_newest_state(run_dir)
     nimg = content["parts"]["training"]["nimg"]
     if nimg >= config.kimg * 1000:
         raise StateError(
             f"'{run_dir}' is finished at kimg {nimg / 1e3:.1f}; give a larger --kimg to go on"
+        )
+    if content["dataset"] != dataset.signature:
+        raise StateError(
+            f"the data in '{config.data}' have changed since '{run_dir}' was trained on them; put "
+            "them back, or start a new run with --restart, from its newest network-snapshot-*.pkl "
+            "with --resume"
         )
     cut_journals(run_dir, content["journals"])
     return path, content

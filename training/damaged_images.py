@@ -39,26 +39,30 @@ class DamageCount:
 
     Args:
         size: Images of the data set.
+        quiet: Another process names them.
     """
 
-    def __init__(self, size):
+    def __init__(self, size, quiet=False):
         self._size = size
+        self._quiet = quiet
         self.known = []  # what was wrong with each
 
     def add(self, texts):
-        """Take what `UndamagedImages` said of a batch into account.
+        """Take what `UndamagedImages` said of images into account.
 
         Raises:
             DatasetError: More than `MAX_SHARE` of the data set is damaged.
         """
         for text in texts:
-            if not text or text in self.known:
+            if text in self.known:
                 continue
-            self.known.append(text)
-            if len(self.known) > MAX_SHARE * self._size:
+            count = len(self.known) + 1
+            if count > MAX_SHARE * self._size:
                 raise DatasetError(
                     text
-                    if len(self.known) == 1
-                    else f"{len(self.known)} of {self._size} images are damaged, the latest: {text}"
+                    if count == 1
+                    else f"{count} of {self._size} images are damaged, the latest: {text}"
                 )
-            logger.warning("Warning: an image is left out (%d so far): %s", len(self.known), text)
+            self.known.append(text)
+            if not self._quiet:
+                logger.warning("Warning: an image is left out (%d so far): %s", count, text)

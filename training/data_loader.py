@@ -27,6 +27,10 @@ def few_cores_are_fine():
         yield
 
 
+class Fatal(str):
+    """Why there is no next batch."""
+
+
 class RealImages:
     """Endless iterator over batches of real images; a context manager that ends its workers.
 
@@ -41,7 +45,7 @@ class RealImages:
         self._device = device
         self._share = dict(rank=rank, num_replicas=config.gpus)
         self._dataset = UndamagedImages(dataset)
-        self._damage = DamageCount(len(dataset))
+        self._damage = DamageCount(len(dataset), quiet=rank > 0)
         self._seed = config.seed
         self._batch = config.batch
         self._options = dict(
@@ -59,8 +63,10 @@ class RealImages:
         self._labels = torch.from_numpy(dataset.raw_labels).to(device)
         self._batch_gpu = config.batch_gpu
         self._z_dim = config.z_dim
-        self._position = 0  # images drawn by all processes; what workers hold ready is not
+        self._position = 0  # images that all processes have taken; what is held ready is not
         self._batches = None
+        self._ahead = None  # the next batch
+        self.news = []  # texts about damaged images that nobody has heard of; or why there is none
 
     def state_dict(self):
         """How far the stream has been drawn, and what was left out."""
@@ -92,11 +98,41 @@ class RealImages:
         self._batches = None  # the loader's iterator ends its workers when it goes
 
     def __next__(self):
-        images, labels, damage = self._draw()
-        self._damage.add(damage)
+        self.draw_ahead()
+        if self.news:
+            self.learn([self.news])
+        (images, labels), self._ahead = self._ahead, None
         self._position += self._batch
         images = images.to(self._device, non_blocking=True).to(torch.float32) / 127.5 - 1
         return images, labels.to(self._device, non_blocking=True)
+
+    def draw_ahead(self):
+        """Have the next batch ready; what is wrong with it is in `news` then, and raises nothing.
+
+        Where several processes train together, all of them `learn` the news of all.
+        """
+        if self._ahead is not None:
+            return
+        try:
+            images, labels, damage = self._draw()
+        except DatasetError as error:
+            self.news = [Fatal(error)]
+            return
+        self._ahead = images, labels
+        self.news = [text for text in damage if text and text not in self._damage.known]
+
+    def learn(self, news):
+        """Take the `news` of all processes into account, a list for each.
+
+        Raises:
+            DatasetError: One of them has no next batch, or too many images are damaged; the same
+                in all processes.
+        """
+        self.news = []
+        texts = [text for of_one in news for text in of_one]
+        if fatal := [text for text in texts if isinstance(text, Fatal)]:
+            raise DatasetError(fatal[0])
+        self._damage.add(texts)
 
     def _draw(self):
         """The next batch; the workers are started again where one of them has died."""

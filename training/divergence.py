@@ -49,10 +49,12 @@ class DivergenceGuard:
         return {"nimg": self._nimg, "weights": self._weights, "rest": self._rest}
 
     def load_state_dict(self, state):
-        """Go on from `state_dict()`, once the watched state has been restored."""
+        """Go on from `state_dict()`, once everything that is watched has been restored."""
         self._remember()
-        if state:
-            self._nimg, self._weights, self._rest = state["nimg"], state["weights"], state["rest"]
+        if not state or (self._parts and not state["rest"]):
+            return  # saved by a run that was not to go back: it may go back to here
+        self._nimg, self._weights = state["nimg"], state["weights"]
+        self._rest = state["rest"] if self._parts else []
 
     def check(self, stage_name, stats, save_networks):
         """Look at the statistics of a tick.

@@ -160,6 +160,7 @@ class Reporter:
         self.tick += 1
         self._tick_nimg = nimg
         self._tick_start = now
+        self._maintenance = 0.0
         return collected
 
     def went_back(self, nimg):
@@ -174,7 +175,7 @@ class Reporter:
     def maintained(self):
         """Call when the work between two ticks (snapshots, images) is over."""
         now = time.monotonic()
-        self._maintenance = now - self._tick_start
+        self._maintenance += now - self._tick_start
         self._tick_start = now
 
     def _resources(self):

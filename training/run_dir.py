@@ -15,6 +15,8 @@ try:
 except ImportError:  # Windows: two processes in one run folder are not noticed there
     fcntl = None
 
+logger = logging.getLogger(__name__)
+
 # Options of ours that a description names when they are given, in this order.
 NAMED = (
     "gp_weight", "lr", "lr_g", "lr_d", "g_arch", "d_arch", "g_scale", "d_scale", "channel_max",
@@ -89,22 +91,35 @@ def create_run_dir(outdir, description):
 def lock_run(run_dir):
     """Context that no second process enters for the same run folder.
 
-    The lock goes with the process, however that ends; workers do not inherit it.
+    The lock goes with the process, however that ends; workers do not inherit it. Where the file
+    system has no locks, a warning says so.
 
     Raises:
         BlockingIOError: Another process is in it.
+        OSError: The folder cannot be written into.
     """
     with open(Path(run_dir) / ".lock", "ab") as file:
-        if fcntl is not None:
-            try:
+        try:
+            if fcntl is not None:
                 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
                 raise BlockingIOError(f"Another process is training in '{run_dir}'.") from error
+            logger.warning(
+                "Warning: '%s' cannot be locked (%s): give this command only once at a time.",
+                run_dir, error.strerror,
+            )  # fmt: skip
         yield
 
 
 def is_locked(run_dir):
-    """Whether another process trains in this run folder."""
+    """Whether another process trains in this run folder.
+
+    Raises:
+        OSError: The folder cannot be written into.
+    """
+    if not (Path(run_dir) / ".lock").exists():
+        return False
     try:
         with lock_run(run_dir):
             return False

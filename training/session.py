@@ -12,7 +12,7 @@ import torch
 
 from training.checkpoint import find_states
 from training.config import TrainingConfig
-from training.continuation import take_up
+from training.continuation import take_up, write_settings
 from training.image_cache import cache_images
 from training.run_dir import lock_run, log_to
 from training.training_loop import TrainingRun
@@ -63,8 +63,8 @@ def train_job(processes, job):
         show_messages(processes.first)
     config, run_dir = job.config, Path(job.run_dir)
     with lock_run(run_dir) if processes.first else contextlib.nullcontext():
-        continued = take_up(run_dir, config) if job.goes_on and processes.first else None
-        continued = processes.share(continued)
+        goes_on = job.goes_on and processes.first
+        continued = processes.share(take_up(run_dir, config, job.dataset) if goes_on else None)
         if config.cache:
             processes.first_alone(lambda: cache_images(job.dataset))
         networks = job.networks
@@ -76,7 +76,7 @@ def train_job(processes, job):
             run = TrainingRun(own, job.dataset, run_dir, networks, continued, processes, measure)
             if processes.first:
                 print(f"Run folder: {run_dir}", flush=True)  # the log lies in it
-                (run_dir / "training_options.json").write_text(config.to_json())
+                write_settings(run_dir, config)
             run.train()
     states = find_states(run_dir) if processes.first else []
     saved = states[0].nimg / 1e3 if states else None

@@ -32,9 +32,6 @@ from training.snapshot import remove_old_snapshots, save_snapshot
 from training.stages import build_stages, enter_stage, run_phase
 from training.state import create_state
 
-# Parts of a state that hold what all processes have seen together: one of them goes on with it.
-SUMS = ("statistics", "ada")
-
 logger = logging.getLogger(__name__)
 
 
@@ -80,6 +77,7 @@ class TrainingRun:
         self.processes = processes or Processes()
         self.measure = measure
         self.stage_switch = None  # name of the snapshot at the end of the first stage
+        self.unmeasured = None  # name of a snapshot that is still to be measured
         self.stats = TrainingStats(self.processes)
         self.state = create_state(config, dataset, device, resume)
         self.coop, self.adversarial = build_stages(config, self.state, self.stats.report)
@@ -103,12 +101,9 @@ class TrainingRun:
 
     def take_up(self, saved):
         """Put every part where it was when a state was saved, but for the random numbers."""
-        if saved["dataset"] != self.dataset.signature:
-            logger.warning("Warning: the data have changed since the state was saved.")
-        self.stage_switch = saved["stage_switch"]
+        self.stage_switch, self.unmeasured = saved["stage_switch"], saved["unmeasured"]
         for name, part in self.parts().items():
-            if self.processes.first or name not in SUMS:
-                part.load_state_dict(saved["parts"][name])
+            part.load_state_dict(saved["parts"][name])
 
     def what_goes_back(self):
         """Parts that a run which diverges takes back to its last good tick, if it may."""
@@ -119,16 +114,17 @@ class TrainingRun:
 
     def parts(self):
         """All that decides how the run goes on, by name, but for the random numbers."""
-        parts = {
+        ada = self.adversarial.ada
+        return {
             "training": self.state,
-            "guard": self.guard,
             "diagnostics": self.diagnostics,
             "statistics": self.stats,
             "reporter": self.reporter,
             "data": self.data,
             "loss": self.adversarial.loss,
+            **({} if ada is None else {"ada": ada}),
+            "guard": self.guard,  # looks at the others when it is loaded
         }
-        return parts if self.adversarial.ada is None else parts | {"ada": self.adversarial.ada}
 
     def train(self):
         """Train until `kimg`, or until a signal asks to stop; then the state has been saved.
@@ -138,40 +134,59 @@ class TrainingRun:
             SymptomError: A symptom of `stop_on` showed; networks were written before.
             StateError: Training states cannot be written any more.
         """
-        end = "Interrupted"
-        try:
-            with self.interruption, self.reporter, self.data:
-                self.begin()
-                self.train_on()
-                self.finish_saving()
-            end = None if self.done else f"Interrupted by {self.interruption.name}"
-        except Exception as error:
-            end = f"Stopped: {error}"
-            raise
-        finally:  # a run that failed is worth looking at, too
-            if self.reporter.tick > 0 and self.processes.first:
-                self.show(end)
+        with self.interruption:
+            end = "Interrupted"
+            try:
+                with self.reporter, self.data:
+                    self.begin()
+                    self.train_on()
+                    self.finish_saving()
+                end = None if self.done else f"Interrupted by {self.interruption.name}"
+            except Exception as error:
+                end = f"Stopped: {error}"
+                raise
+            finally:  # a run that failed is worth looking at, too
+                if self.reporter.tick > 0 and self.processes.first:
+                    self.show(end)
 
     def train_on(self):
         """Iterate to the end of the run, or until a signal; what was trained is saved then."""
-        stop = False
         try:
+            stop, _ = self.agree()
             while not self.done and not stop:
                 self.enter(self.due_stage())
                 self.iterate()
                 self.reporter.progress(self.state.nimg, self.stage.name)
-                asked = self.interruption.name is not None
-                stop, save = self.processes.any(asked, self.state_is_due())
+                stop, save = self.agree()
                 if self.reporter.tick_is_due(self.state.nimg) or self.stage_is_over():
                     self.end_tick(save)
                 elif save:
                     self.save_state()
-            if not self.done:
-                self.save_state()
-        except DatasetError:  # comes between two iterations; of several processes, to some of them
-            if self.processes.count == 1:
-                self.save_state()
+        except DatasetError:  # comes between two iterations, to all processes
+            self.save_state()
             raise
+        if not self.done:
+            self.save_state()
+
+    def agree(self):
+        """What the processes do together after an iteration; the next batch is drawn for it.
+
+        Returns:
+            (whether a signal came to one of them, whether a state is due).
+
+        Raises:
+            DatasetError: One of them has no next batch, or too many images are damaged.
+        """
+        if not self.done:
+            self.data.draw_ahead()
+        asked = self.interruption.name is not None
+        stop, save, news = self.processes.any(asked, self.state_is_due(), bool(self.data.news))
+        if stop:
+            names = self.processes.exchange(self.interruption.name)
+            self.interruption.name = next(filter(None, names))
+        if news:
+            self.data.learn(self.processes.exchange(self.data.news))
+        return stop, save
 
     def show(self, end):
         """Draw the curves and write the page of the run; `end`: how it was cut short, or None."""
@@ -189,6 +204,8 @@ class TrainingRun:
             else:  # there are more processes than before
                 seed_all(self.config.seed * self.config.gpus + rank + self.state.nimg)
             self.saved = None
+            if self.unmeasured is not None:
+                self.follow_snapshot()
         elif self.processes.first:
             self.images.save_reals()
             self.images.save_fakes(self.state.G_ema, "fakes_init.png")
@@ -251,11 +268,27 @@ class TrainingRun:
         self.diagnostics.check(collected, self.save_networks)
         snapshot_is_due = self.stage_is_over() or tick % self.config.snap == 0
         if snapshot_is_due:
-            self.after_snapshot(self.save_networks())
-        self.reporter.maintained()
-        if snapshot_is_due or save:
+            self.keep_snapshot(self.save_networks())
+        # Measuring takes long: what it follows is saved before. With the last state a run is done.
+        if (snapshot_is_due or save) and not self.done:
+            self.reporter.maintained()
             self.save_state()
-        self.dataset.check_unchanged()
+        if snapshot_is_due:
+            self.follow_snapshot()
+        self.reporter.maintained()
+        if self.done:
+            self.save_state()
+        self.check_data()
+
+    def check_data(self):
+        """Raise DatasetError in all processes if one of them finds other data than it opened."""
+        try:
+            self.dataset.check_unchanged()
+            problem = None
+        except DatasetError as error:
+            problem = str(error)
+        if problems := list(filter(None, self.processes.exchange(problem))):
+            raise DatasetError(problems[0])
 
     def state_is_due(self):
         """Whether `save_minutes` have passed, for the first process; not while one is written."""
@@ -285,6 +318,7 @@ class TrainingRun:
                 "journals": journal_sizes(self.run_dir),
                 "dataset": self.dataset.signature,
                 "stage_switch": self.stage_switch,
+                "unmeasured": self.unmeasured,
             }
             self.writer.save(self.state.nimg, content)
         self.last_save = time.monotonic()
@@ -317,14 +351,21 @@ class TrainingRun:
             return path
         return None
 
-    def after_snapshot(self, path):
-        """Measure the generator that was saved as `path`, and remove snapshots that are too old."""
-        if path is not None:
-            if self.measure is not None:
-                self.reporter.metrics(self.measure(self.state.G_ema, path), self.state.nimg)
-            if self.stage_is_over() and not self.done:
-                self.stage_switch = path.name
-            if self.config.keep is not None:
-                spare = self.stage_switch and self.run_dir / self.stage_switch
-                remove_old_snapshots(self.run_dir, self.config.keep, spare=spare)
+    def keep_snapshot(self, path):
+        """Remember what has been saved as `path`, and remove snapshots that are too old."""
+        if path is None:
+            return
+        self.unmeasured = path.name
+        if self.stage_is_over() and not self.done:
+            self.stage_switch = path.name
+        if self.config.keep is not None:
+            spare = self.stage_switch and self.run_dir / self.stage_switch
+            remove_old_snapshots(self.run_dir, self.config.keep, spare=spare)
+
+    def follow_snapshot(self):
+        """Measure the generator of the snapshot that was saved last."""
+        name, self.unmeasured = self.unmeasured, None
+        if name is not None and self.measure is not None:
+            numbers = self.measure(self.state.G_ema, self.run_dir / name)
+            self.reporter.metrics(numbers, self.state.nimg)
         self.processes.wait_for_first()  # measuring takes longer than a step may
