@@ -106,12 +106,13 @@ class RealImages:
         for _ in range(RESTARTS):
             try:
                 return next(self._batches)
-            except DatasetError as error:
-                # Its traceback would keep the iterator, and thereby the workers, beyond __exit__.
-                raise error.with_traceback(None) from None
-            except RuntimeError as error:
-                if not _DEATH.match(str(error)):
-                    raise
+            except Exception as error:
+                if not (isinstance(error, RuntimeError) and _DEATH.match(str(error))):
+                    if self._options["num_workers"] == 0:
+                        raise
+                    # The text holds the traceback of the worker. The one that led here would keep
+                    # the iterator, and thereby the workers, beyond __exit__.
+                    raise error.with_traceback(None) from None
                 logger.warning("Warning: %s. Starting the workers again.", first_line(error))
                 self._batches = None
             with torch.random.fork_rng(devices=[]):  # the start draws a number

@@ -221,6 +221,7 @@ def test_an_error_in_a_worker_comes_through_with_its_traceback(caplog, fault, wo
             next(batches)
     told = "".join(traceback.format_exception(caught.value))
     assert fault.__name__ in told and not isinstance(caught.value, DatasetError)
+    assert not multiprocessing.active_children()
     assert not caplog.records, "nothing is started again"
 
 
