@@ -39,7 +39,7 @@ def count_members(file: BinaryIO, limit: int) -> int:
             f"it declares {directory.declared} members in a directory of {directory.size} bytes"
         )
     count = _walk(file, directory, limit)
-    if directory.size > (count + 1) * MAX_ENTRY_BYTES:
+    if count <= limit and directory.size > (count + 1) * MAX_ENTRY_BYTES:
         raise zipfile.BadZipFile(f"its directory takes {directory.size} bytes for {count} members")
     return count
 
