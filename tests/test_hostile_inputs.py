@@ -3,14 +3,20 @@
 What hostile pickles may try stands in hostile_pickles.py; here all kinds of files come together.
 """
 
+import contextlib
 import io
 import json
+import os
+import re
+import signal
 import struct
-import tracemalloc
+import time
 import zipfile
 import zlib
+from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -23,13 +29,48 @@ from training.checkpoint import StateError, read_state
 from training.continuation import read_settings
 from training.dataset import DatasetError, ImageFolderDataset
 from training.exchange import ExchangeError, export_networks, import_networks
+from training.image_files import MAX_MEMBERS
+from training.zip_directory import count_members
 
 MEMORY = 200 << 20  # bytes that reading any of them may take
+SECONDS = 60  # for what takes milliseconds: a reader that is caught in a file
 REFUSALS = (
     DatasetError, StateError, ExchangeError, legacy.UnsafePickleError, legacy.NetworkPickleError,
 )  # fmt: skip
 PNG = make_data.encode(make_data.pixels(1, 8, 1)[0])
 FILES = make_data.archive_files(make_data.pixels(3, 8, 1))
+
+
+class OutOfTime(BaseException):
+    """No reader mistakes it for what is wrong with a file."""
+
+
+@contextlib.contextmanager
+def bounded(memory=MEMORY, seconds=SECONDS):
+    """Context that ends what takes longer, and fails where the process has grown by more."""
+    before = resident()
+
+    def alarm(*_args):
+        raise OutOfTime
+
+    handler = signal.signal(signal.SIGALRM, alarm)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, handler)
+        assert resident(peak=True) - before < memory
+
+
+def resident(peak=False):
+    """Bytes in memory now, or the most since the last call without `peak`; 0 but on Linux."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return 0
+    if not peak:
+        Path("/proc/self/clear_refs").write_text("5")  # forget the peak
+    return int(re.search(r"VmHWM:\s+(\d+) kB", status.read_text())[1]) << 10
 
 
 # Readers: from a path to what is in it
@@ -86,12 +127,46 @@ def declared_size(data, size):
     return bytes(data)
 
 
-def many_members(folder):
-    path = folder / "data.zip"
-    entry = struct.pack("<IHHHHHHIIIHHHHHII", 0x02014B50, *[20] * 2, *[0] * 7, 1, *[0] * 6) + b"x"
-    end = struct.pack("<IHHHHIIH", 0x06054B50, 0, 0, 2000, 2000, len(entry) * 2000, 0, 0)
-    path.write_bytes(entry * 2000 + end)
-    return path
+def entry(name=b"x", extra=b""):
+    lengths = len(name), len(extra)
+    head = struct.pack("<I6H3I5H2I", 0x02014B50, 20, 20, *[0] * 7, *lengths, *[0] * 5)
+    return head + name + extra
+
+
+def directory(*entries, declared=None, size=None, zip64=False):
+    """A zip that is a directory alone, which declares what it likes."""
+    data = b"".join(entries)
+    count = len(entries) if declared is None else declared
+    size = len(data) if size is None else size
+    small = (0xFFFF, 0xFFFF, 2**32 - 1, 0) if zip64 else (count, count, size, 0)
+    end = struct.pack("<I2x2x2H2IH", 0x06054B50, *small, 0)
+    if zip64:
+        record = struct.pack("<IQ2H2I4Q", 0x06064B50, 44, 45, 45, 0, 0, count, count, size, 0)
+        end = record + struct.pack("<IIQI", 0x07064B50, 0, len(data), 1) + end
+    return plain(data + end, "data.zip")
+
+
+def two_names_for_one_member(data):
+    """What a bomb is made of: the second entry of the directory leads to the first member."""
+    first = data.index(b"PK\x01\x02")
+    second = data.index(b"PK\x01\x02", first + 4)
+    data[second + 42 : second + 46] = data[first + 42 : first + 46]
+    return bytes(data)
+
+
+def linked(target, name="a.png"):
+    def write(folder):
+        (folder / "data").mkdir()
+        (folder / "data" / name).symlink_to(target)
+        return folder / "data"
+
+    return write
+
+
+def pipe(folder, name="data/a.png"):
+    (folder / "data").mkdir()
+    os.mkfifo(folder / name)
+    return folder / name.split("/")[0]
 
 
 def twice(folder):
@@ -179,8 +254,27 @@ def exported(change=None, tensors=None):
     return write
 
 
+def nested(depth):
+    return {"a": nested(depth - 1)} if depth else {}
+
+
 def with_class(name):
     return lambda description: description["networks"]["G"].update({"class": name}) or description
+
+
+def with_item(name, value):
+    def change(description):
+        if value is None:
+            del description["networks"]["G"][name]
+        else:
+            description["networks"]["G"][name] = value
+        return description
+
+    return change
+
+
+def foreign_tensor(data):
+    return safetensors.torch.save({**safetensors.torch.load(data), "X.a": torch.zeros(1)})
 
 
 def with_argument(name, value):
@@ -199,10 +293,37 @@ DATASETS = {
     "path leads out below": (zip_of(member("a/../../a.png")), "leads out of it"),
     "absolute path": (zip_of(member("/etc/a.png")), "leads out of it"),
     "drive": (zip_of(member("C:/a.png")), "leads out of it"),
-    "backslashes": (zip_of(member("..\\a.png")), "leads out of it"),
+    "drive and backslash": (zip_of(member("C:\\a.png")), "leads out of it"),
+    "backslash out": (zip_of(member("..\\a.png")), "leads out of it"),
+    "backslash out below": (zip_of(member("a/..\\..\\a.png")), "leads out of it"),
+    "share": (zip_of(member("\\\\host\\a.png")), "leads out of it"),
+    "backslash": (zip_of(member("a\\a.png")), "has a backslash"),
     "symbolic link": (zip_of(member("a.png", b"/etc/passwd", 0o120777)), "is a symbolic link"),
     "the same name twice": (twice, "is in it twice"),
-    "many members": (many_members, "is in it twice"),
+    "many members of one name": (directory(*[entry()] * 2000), "is in it twice"),
+    "a million declared": (
+        directory(entry(), declared=10**6, zip64=True), "declares 1000000 members in .* 47 bytes",
+    ),
+    "more declared than may be": (
+        directory(entry(), declared=2**40, zip64=True), "has 1099511627776 members or more",
+    ),
+    "directory larger than the file": (directory(entry(), size=10**6), "zip"),
+    "directory of 2^60 bytes": (directory(entry(), size=2**60, zip64=True), "zip"),
+    "directory of long names": (
+        directory(*[entry(b"x" * 60000, bytes(4) + bytes(996))] * 3), "takes 183138 bytes for 3",
+    ),
+    "entry cut off": (directory(entry(), entry()[:20]), "zip"),
+    "entry that leads beyond": (directory(entry(), entry(b"x" * 9)[:-5], declared=2), "zip"),
+    "no entry where one is declared": (directory(bytes(60)), "zip"),
+    "name in no encoding": (
+        directory(entry(b"\xff.png").replace(bytes(2), b"\0\x08", 1)), "zip|a.png|png",
+    ),
+    "two names for one member": (changed_zip(two_names_for_one_member), "differ|Overlap|zip"),
+    "link in a folder": (linked("/etc/passwd"), "a.png' in .* damaged or no image"),
+    "link to a device": (linked("/dev/zero"), "no regular file"),
+    "link to nothing": (linked("/nowhere/at/all"), "cannot be read"),
+    "pipe in a folder": (pipe, "no regular file"),
+    "pipe": (lambda folder: pipe(folder, "pipe"), "neither a folder nor a complete zip"),
     "bomb": (
         changed_zip(lambda data: declared_size(data, 2_000_000_000)), "to 2000000000 bytes",
     ),
@@ -286,6 +407,37 @@ EXCHANGE = {
     "giant": (exported(with_argument("z_dim", 2**40)), "above"),
     "argument of another kind": (exported(with_argument("z_dim", "x")), "net.safetensors"),
     "no networks": (exported(lambda d: d | {"networks": {}}), "missing"),
+    "networks in a list": (exported(lambda d: d | {"networks": []}), "'networks' .* type list"),
+    "a number of networks": (exported(lambda d: d | {"networks": 3}), "'networks' .* type int"),
+    "null networks": (exported(lambda d: d | {"networks": None}), "'networks' .* type NoneType"),
+    "lacks networks": (exported(lambda d: {"format": d["format"]}), "lacks 'networks'"),
+    "network that is none": (
+        exported(lambda d: d | {"networks": d["networks"] | {"G": [1]}}),
+        "'G' in .* is not a dict",
+    ),
+    "class of another kind": (exported(with_class(None)), "'class' in 'G .* type NoneType"),
+    "lacks the class": (exported(with_item("class", None)), "lacks 'class'"),
+    "lacks the arguments": (exported(with_item("args", None)), "lacks 'args'"),
+    "arguments of another kind": (exported(with_item("args", {"a": 1})), "'args' in 'G .* dict"),
+    "more arguments": (exported(with_item("args", [[{}]] * 9)), "net.safetensors"),
+    "named arguments in a list": (exported(with_item("kwargs", [1])), "'kwargs' in 'G .* list"),
+    "unknown argument": (exported(with_argument("nonsense", 1)), "nonsense"),
+    "null argument": (exported(with_argument("w_dim", None)), "net.safetensors"),
+    "data set of another kind": (
+        exported(lambda d: d | {"training_set_kwargs": [["path", "x"]]}),
+        "kwargs' .* list",
+    ),
+    "lacks the data set": (
+        exported(lambda d: {k: v for k, v in d.items() if k != "training_set_kwargs"}),
+        "lacks",
+    ),
+    "control characters in a network": (
+        exported(lambda d: d | {"networks": {"\x1b[2J": {}}}),
+        "is none of",
+    ),
+    "deep": (exported(lambda d: {**d, "networks": nested(200)}), "'a' is none of"),
+    "more text than it may have": (exported(lambda d: "x" * (1 << 24)), "larger than"),
+    "tensor of no network": (exported(tensors=foreign_tensor), "'X.a' belongs to no network"),
     "another network": (exported(lambda d: {**d, "networks": {"X": {}}}), "'X' is none of"),
     "other description": (exported(lambda d: {}), "no networks of this format"),
     "a list": (exported(lambda d: []), "no networks of this format"),
@@ -317,25 +469,47 @@ def imported_before(tmp_path_factory):
 @pytest.mark.parametrize(
     ("reader", "name", "case"), TABLE, ids=[f"{read.__name__}-{name}" for read, name, _ in TABLE]
 )
-def test_refused_in_one_line_and_in_little_memory(tmp_path, reader, name, case):
+def test_refused_in_one_line_in_little_memory_and_in_time(tmp_path, reader, name, case):
     write, message = case
     path = write(tmp_path)
-    tracemalloc.start()
-    try:
-        with pytest.raises(REFUSALS, match=message) as caught:
-            reader(path)
-        assert tracemalloc.get_traced_memory()[1] < MEMORY
-    finally:
-        tracemalloc.stop()
+    with bounded(), pytest.raises(REFUSALS, match=message) as caught:
+        reader(path)
     assert "\n" not in str(caught.value) and "\x1b" not in str(caught.value)
     assert not (tmp_path / "sentinel").exists()
 
 
-def test_more_members_than_any_data_set_has(tmp_path, monkeypatch):
+@pytest.mark.parametrize("declared", [4, 3])
+def test_more_members_than_any_data_set_has(tmp_path, monkeypatch, declared):
     monkeypatch.setattr("training.image_files.MAX_MEMBERS", 3)
-    path = make_data.write_zip(tmp_path / "data.zip", FILES)
-    with pytest.raises(DatasetError, match="has 4 members; at most 3 are read"):
+    monkeypatch.setattr("zipfile.ZipFile", lambda path: pytest.fail("it has been opened"))
+    path = directory(*[entry(b"%d" % i) for i in range(4)], declared=declared)(tmp_path)
+    with pytest.raises(DatasetError, match="has 4 members or more; at most 3 .* give the folder"):
         read_dataset(path)
+
+
+def test_a_million_members_are_counted_without_being_held(tmp_path):
+    path = tmp_path / "data.zip"
+    names = (b"%05d/img%08d.png" % (i // 1000, i) for i in range(10**6))
+    directory(*map(entry, names), zip64=True)(tmp_path)
+    with open(path, "rb") as file:
+        with bounded(memory=1 << 20):
+            assert count_members(file, MAX_MEMBERS) == 10**6 < MAX_MEMBERS
+            assert count_members(file, 1000) in (1001, 10**6)
+
+
+def test_files_that_links_lead_to_are_read(tmp_path):
+    make_data.write_folder(tmp_path / "real", FILES)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "0").symlink_to(tmp_path / "real" / "00000")
+    (tmp_path / "data" / "nowhere.txt").symlink_to(tmp_path / "none")
+    (tmp_path / "data" / "0" / "circle").symlink_to(tmp_path / "data")
+    assert len(read_dataset(tmp_path / "data")) == 3
+
+
+@pytest.mark.parametrize("reader", [lambda: b"x" * (300 << 20), lambda: time.sleep(9)])
+def test_the_bounds_are_watched(reader):
+    with pytest.raises((AssertionError, OutOfTime)), bounded(seconds=1):
+        reader()
 
 
 def test_what_an_export_holds_is_what_it_was(tmp_path):
@@ -394,11 +568,12 @@ FUZZ = settings(
 def test_fuzzed_archives(tmp_path_factory, edit):
     path = tmp_path_factory.getbasetemp() / "fuzzed.zip"
     path.write_bytes(edited(ZIP, edit))
-    try:
-        read_dataset(path)
-        read_labels(path)
-    except DatasetError as error:
-        assert "\n" not in str(error)
+    for reader in (read_dataset, read_labels):
+        try:
+            with bounded():
+                reader(path)
+        except DatasetError as error:
+            assert "\n" not in str(error)
 
 
 @pytest.fixture(scope="module")
@@ -413,6 +588,7 @@ def snapshot(tmp_path_factory):
 def test_fuzzed_snapshots(snapshot, data):
     edit = data.draw(edits(len(snapshot)))
     try:
-        legacy.load_network_pkl(io.BytesIO(edited(snapshot, edit)))
+        with bounded():
+            legacy.load_network_pkl(io.BytesIO(edited(snapshot, edit)))
     except (legacy.UnsafePickleError, legacy.NetworkPickleError) as error:
         assert "\n" not in str(error)

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import re
 import signal
 import sys
 import warnings
@@ -15,6 +16,8 @@ from training.interruption import ignore_signals
 
 FORKS = sys.platform == "linux"
 RESTARTS = 3  # of workers, without a batch in between
+# What PyTorch says of a worker that is gone. An error inside of a worker comes as "Caught ...".
+_DEATH = re.compile(r"DataLoader worker \(pid.*\) (exited unexpectedly|is killed by signal)")
 
 logger = logging.getLogger(__name__)
 
@@ -139,12 +142,13 @@ class RealImages:
         for _ in range(RESTARTS):
             try:
                 return next(self._batches)
-            except DatasetError as error:
-                # Its traceback would keep the iterator, and thereby the workers, beyond __exit__.
-                raise error.with_traceback(None) from None
-            except RuntimeError as error:
-                if "DataLoader worker" not in str(error):
-                    raise
+            except Exception as error:
+                if not (isinstance(error, RuntimeError) and _DEATH.match(str(error))):
+                    if self._options["num_workers"] == 0:
+                        raise
+                    # The text holds the traceback of the worker. The one that led here would keep
+                    # the iterator, and thereby the workers, beyond __exit__.
+                    raise error.with_traceback(None) from None
                 logger.warning("Warning: %s. Starting the workers again.", first_line(error))
                 self._batches = None
             with torch.random.fork_rng(devices=[]):  # the start draws a number

@@ -12,6 +12,7 @@ import PIL.Image
 import torch
 
 from dnnlib.util import first_line, printable
+from training.image_cache import DecodedImages
 from training.image_files import (
     ALPHA_MODES,
     MIN_RESOLUTION,
@@ -72,7 +73,7 @@ class ImageFolderDataset(torch.utils.data.Dataset):
         chosen = subset_indices(len(self._names), max_size, random_seed)
         self._indices = np.concatenate([chosen, chosen]) if xflip else chosen
         self._first_flipped = len(chosen)
-        self._decoded: np.ndarray | None = None
+        self._decoded: DecodedImages | None = None
         self._signature = self._store.signature()
         self._opened = self._file_state()
 
@@ -106,10 +107,9 @@ class ImageFolderDataset(torch.utils.data.Dataset):
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         number = self._indices[index]
-        if self._decoded is None:
+        image = None if self._decoded is None else self._decoded.read(number)
+        if image is None:  # what is damaged says so here
             image = self.decode_file(number)
-        else:
-            image = np.array(self._decoded[number])  # the file is not to be written to
         if index % len(self) >= self._first_flipped:
             image = image[:, :, ::-1]
         return np.ascontiguousarray(image), self.get_label(index)
@@ -148,9 +148,9 @@ class ImageFolderDataset(torch.utils.data.Dataset):
         """Return image `number` of the archive, uint8 [C, H, W]; raises DatasetError."""
         return self._decode(self._names[number])
 
-    def use_decoded(self, images: np.ndarray) -> None:
-        """Take images from uint8 [num_files, C, H, W] from now on."""
-        self._decoded = images
+    def use_decoded(self, decoded: DecodedImages) -> None:
+        """Take images from there from now on, and decode those alone that it does not hold."""
+        self._decoded = decoded
 
     def check_unchanged(self) -> None:
         """Raise DatasetError where another archive has taken the place of the one opened."""

@@ -10,7 +10,7 @@ from pathlib import Path
 import safetensors
 import safetensors.torch
 
-from dnnlib.util import EasyDict, atomic_write, first_line
+from dnnlib.util import EasyDict, atomic_write, first_line, printable
 from torch_utils import persistence
 from training.snapshot import save_snapshot
 
@@ -65,14 +65,11 @@ def import_networks(path):
     try:
         description = _read_description(path.with_suffix(".json"))
         tensors = safetensors.torch.load_file(path)
+        _require_described(tensors, description["networks"])
         found = {name: None for name in NETWORKS}
         for name, record in description["networks"].items():
-            if name not in found:
-                raise ExchangeError(f"'{name}' is none of {', '.join(NETWORKS)}")
             found[name] = _rebuild(name, record, tensors)
-        if missing := [name for name in NETWORKS[:3] if found[name] is None]:
-            raise ExchangeError(f"{', '.join(missing)} is missing")
-        kwargs = description.get("training_set_kwargs")
+        kwargs = description["training_set_kwargs"]
         found["training_set_kwargs"] = None if kwargs is None else EasyDict(kwargs)
     except OSError:
         raise
@@ -88,16 +85,49 @@ def save_imported(networks, path):
 
 
 def _read_description(path):
-    if path.stat().st_size > MAX_JSON_BYTES:
+    with open(path, "rb") as file:
+        text = file.read(MAX_JSON_BYTES + 1)
+    if len(text) > MAX_JSON_BYTES:
         raise ExchangeError(f"'{path.name}' is larger than {MAX_JSON_BYTES} bytes")
-    description = json.loads(path.read_bytes())
+    description = json.loads(text)
     if not isinstance(description, dict) or description.get("format") != FORMAT:
         raise ExchangeError(f"'{path.name}' describes no networks of this format")
+    networks = _item(description, "networks", dict, path.name)
+    for name, record in networks.items():
+        if name not in NETWORKS:
+            raise ExchangeError(f"'{printable(name)}' is none of {', '.join(NETWORKS)}")
+        if not isinstance(record, dict):
+            raise ExchangeError(f"'{name}' in '{path.name}' is not a dict")
+        for key, kind in (("class", str), ("args", list), ("kwargs", dict)):
+            _item(record, key, kind, f"{name} in {path.name}")
+    if missing := [name for name in NETWORKS[:3] if name not in networks]:
+        raise ExchangeError(f"{', '.join(missing)} is missing in '{path.name}'")
+    _item(description, "training_set_kwargs", dict | None, path.name)
     return description
 
 
+def _item(record, key, kind, where):
+    """An item of a dict that was read; raises ExchangeError where it is none or of another kind."""
+    if key not in record:
+        raise ExchangeError(f"'{where}' lacks '{key}'")
+    if not isinstance(record[key], kind):
+        wanted = kind.__name__ if isinstance(kind, type) else kind
+        raise ExchangeError(
+            f"'{key}' in '{where}' is of type {type(record[key]).__name__}, not {wanted}"
+        )
+    return record[key]
+
+
+def _require_described(tensors, networks):
+    for key in tensors:
+        if key.split(".", 1)[0] not in networks:
+            raise ExchangeError(
+                f"tensor '{printable(key)}' belongs to no network that is described"
+            )
+
+
 def _rebuild(name, record, tensors):
-    cls = persistence.find_persistent_class(str(record["class"]))
+    cls = persistence.find_persistent_class(record["class"])
     own = {key[len(name) + 1 :]: t for key, t in tensors.items() if key.startswith(f"{name}.")}
     state = dict(
         _init_args=tuple(record["args"]), _init_kwargs=record["kwargs"], _parameters=own,

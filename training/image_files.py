@@ -3,6 +3,7 @@
 Nothing here imports torch, so that dataset_tool.py starts fast.
 """
 
+import errno
 import hashlib
 import io
 import json
@@ -17,6 +18,7 @@ from typing import IO, NamedTuple
 import PIL.Image
 
 from dnnlib.util import first_line, printable
+from training.zip_directory import count_members
 
 IMAGE_EXTENSIONS = frozenset(
     (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
@@ -26,9 +28,11 @@ MIN_RESOLUTION = 8
 MAX_CLASSES = 1_000_000  # a larger integer label is a mistake, and its one-hot row would not fit
 
 MAX_FILE_BYTES = 1 << 30  # of an image or dataset.json; more is damage or an attack
-MAX_MEMBERS = 20_000_000  # of a zip
+MAX_MEMBERS = 10_000_000  # of a zip: eight times ImageNet, and 5 GB of memory
 MAX_RATIO = 1100  # of packing; deflate reaches 1032
 _MAX_FLOAT32 = 3.4e38
+_CHUNK = 1 << 20  # bytes
+_PARTS = re.compile(r"[/\\]")  # between the parts of a name
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PNG_HEADER_BYTES = 26  # signature, length and type of IHDR, width, height, bit depth, colour type
@@ -117,25 +121,33 @@ class FolderStore(FileStore):
 
     def fingerprint(self, name: str) -> str:
         """Return the SHA-256 of one file."""
-        with self.open(name) as stream:
-            return hashlib.sha256(stream.read()).hexdigest()
+        found = hashlib.sha256()
+        self._add_content(name, found)
+        return found.hexdigest()
 
     def open(self, name: str) -> IO[bytes]:
-        """Open one file for reading."""
-        return open(os.path.join(self.path, name), "rb")
+        """Open one file for reading; links are followed, to files alone."""
+        path = os.path.join(self.path, name)
+        if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe blocks, a device may never end
+            raise OSError(errno.EINVAL, "it is no regular file", path)
+        return open(path, "rb")
 
     def signature(self, content: bool = False) -> str:
         """Return a digest of the names and sizes of all files, or of all that is in them."""
         found = hashlib.sha256()
-        for name in self.names():
+        for name in filter(self.exists, self.names()):  # without links that lead nowhere
             found.update(f"{name}\0{self.size(name)}\0".encode())
             if content:
-                with self.open(name) as stream:
-                    found.update(stream.read())
+                self._add_content(name, found)
         return found.hexdigest()
 
     def close(self) -> None:
         """Hold no handle: nothing to do."""
+
+    def _add_content(self, name: str, found: "hashlib._Hash") -> None:
+        with self.open(name) as stream:
+            while chunk := stream.read(_CHUNK):
+                found.update(chunk)
 
     def _unreadable(self, error: OSError) -> None:
         raise DatasetError(f"Cannot list '{error.filename}': {error.strerror}.")
@@ -190,38 +202,62 @@ class ZipStore(FileStore):
         # A forked worker shares the file offset of its parent's handle and must open its own.
         if self._zip is None or self._zip_pid != os.getpid():
             try:
-                self._zip = zipfile.ZipFile(self.path)
-            except (zipfile.BadZipFile, NotImplementedError) as error:
-                reason = first_line(error)
-                raise DatasetError(f"'{self.path}' is not a readable zip: {reason}.") from error
+                self._zip = _open_zip(self.path)
+            except DatasetError:
+                raise
             except OSError as error:
                 raise DatasetError(f"Cannot open '{self.path}': {error.strerror}.") from error
+            except Exception as error:  # a parser can raise anything on damaged data
+                reason = first_line(error)
+                raise DatasetError(f"'{self.path}' is not a readable zip: {reason}.") from error
             self._zip_pid = os.getpid()
-            _check_members(self.path, self._zip.infolist())
         return self._zip
+
+
+def _open_zip(path: str) -> zipfile.ZipFile:
+    """Open a zip and check all its members; raises DatasetError and what zipfile raises."""
+    with open(path, "rb") as file:
+        count = count_members(file, MAX_MEMBERS)
+    if count > MAX_MEMBERS:
+        raise DatasetError(
+            f"'{path}' has {count} members or more; at most {MAX_MEMBERS} are read from a zip: "
+            "unpack it and give the folder."
+        )
+    opened = zipfile.ZipFile(path)
+    try:
+        if len(opened.infolist()) != count:
+            raise zipfile.BadZipFile("its directory contradicts itself")
+        _check_members(path, opened.infolist())
+    except BaseException:
+        opened.close()
+        raise
+    return opened
 
 
 def _check_members(path: str, members: list[zipfile.ZipInfo]) -> None:
     """Refuse a zip that no honest tool writes; raises DatasetError, naming the member."""
-    if len(members) > MAX_MEMBERS:
-        raise DatasetError(f"'{path}' has {len(members)} members; at most {MAX_MEMBERS} are read.")
     seen = set()
     for member in members:
-        name = member.filename
-        problem = None
-        if name.startswith("/") or "\\" in name or ".." in name.split("/") or name[1:2] == ":":
-            problem = "leads out of it"
-        elif stat.S_ISLNK(member.external_attr >> 16):
-            problem = "is a symbolic link"
-        elif name in seen:
-            problem = "is in it twice"
-        elif member.file_size > MAX_RATIO * member.compress_size + MAX_RATIO:
-            problem = f"unpacks from {member.compress_size} to {member.file_size} bytes"
+        problem = "is in it twice" if member.filename in seen else _problem(member)
         if problem:
             raise DatasetError(
-                f"'{path}' is not to be trusted: its member '{printable(name)}' {problem}."
+                f"'{path}' is not to be trusted: its member '{printable(member.filename)}' "
+                f"{problem}."
             )
-        seen.add(name)
+        seen.add(member.filename)
+
+
+def _problem(member: zipfile.ZipInfo) -> str | None:
+    name = member.filename
+    if name.startswith(("/", "\\")) or ".." in _PARTS.split(name) or name[1:2] == ":":
+        return "leads out of it"
+    if "\\" in name:
+        return "has a backslash in its name, where a zip has '/'"
+    if stat.S_ISLNK(member.external_attr >> 16):
+        return "is a symbolic link"
+    if member.file_size > MAX_RATIO * member.compress_size + MAX_RATIO:
+        return f"unpacks from {member.compress_size} to {member.file_size} bytes"
+    return None
 
 
 def open_store(path: str | os.PathLike) -> FileStore:
@@ -231,7 +267,7 @@ def open_store(path: str | os.PathLike) -> FileStore:
         return FolderStore(path)
     if not os.path.exists(path):
         raise DatasetError(f"'{path}' does not exist; give a folder or zip of images.")
-    if not zipfile.is_zipfile(path):
+    if not (os.path.isfile(path) and zipfile.is_zipfile(path)):
         raise DatasetError(
             f"'{path}' is neither a folder nor a complete zip; give a folder or zip of images."
         )
@@ -347,6 +383,6 @@ def _is_labelled_name(entry: object) -> bool:
 
 def _is_visible(name: str) -> bool:
     # Zips made on a Mac carry a shadow "__MACOSX/._NAME" for every file.
-    parts = re.split(r"[/\\]", name)
+    parts = _PARTS.split(name)
     hidden = any(part.startswith(".") and part not in (".", "..") for part in parts)
     return parts[-1] != "" and parts[0] != "__MACOSX" and not hidden

@@ -1,6 +1,8 @@
 import multiprocessing
 import os
+import re
 import signal
+import traceback
 
 import numpy as np
 import pytest
@@ -167,8 +169,8 @@ def test_workers_that_die_are_started_again(dataset, caplog, monkeypatch):
     assert torch.equal(torch.get_rng_state(), random_numbers)
 
 
-class Fatal(torch.utils.data.Dataset):
-    """A data set that no worker survives."""
+class Faulty(torch.utils.data.Dataset):
+    """A data set of which no image can be had."""
 
     label_dim = 0
     has_onehot_labels = False
@@ -177,16 +179,83 @@ class Fatal(torch.utils.data.Dataset):
     def __len__(self):
         return 8
 
+    def __init__(self, fault):
+        self._fault = fault
+
     def __getitem__(self, index):
-        os._exit(1)
+        self._fault()
+
+
+def exit_in_worker():
+    os._exit(1)
+
+
+def killed_in_worker():
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 @tiny.starts_workers
-def test_workers_that_die_again_and_again(monkeypatch):
+@pytest.mark.parametrize("fault", [exit_in_worker, killed_in_worker])
+def test_workers_that_die_again_and_again(monkeypatch, caplog, fault):
     notice_deaths_soon(monkeypatch)
-    with RealImages(Fatal(), tiny.config(workers=1), CPU) as batches:
+    with RealImages(Faulty(fault), tiny.config(workers=1), CPU) as batches:
         with pytest.raises(DatasetError, match="have died 3 times in a row.*fewer --workers, or 0"):
             next(batches)
+    assert len(caplog.records) == 3
+
+
+def bug_in_worker():
+    raise RuntimeError("a DataLoader worker (pid 1) exited unexpectedly, says a bug")
+
+
+def memory_short_in_worker():
+    raise MemoryError("of the image")
+
+
+@tiny.starts_workers
+@pytest.mark.parametrize("fault", [bug_in_worker, memory_short_in_worker])
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_error_in_a_worker_comes_through_with_its_traceback(caplog, fault, workers):
+    with RealImages(Faulty(fault), tiny.config(workers=workers), CPU) as batches:
+        with pytest.raises((RuntimeError, MemoryError)) as caught:
+            next(batches)
+    told = "".join(traceback.format_exception(caught.value))
+    assert fault.__name__ in told and not isinstance(caught.value, DatasetError)
+    assert not multiprocessing.active_children()
+    assert not caplog.records, "nothing is started again"
+
+
+# As PyTorch words them: of one worker by its signal handler, of several by its loader.
+DEATHS = (
+    "DataLoader worker (pid 4711) is killed by signal: Killed. ",
+    "DataLoader worker (pid 4711) exited unexpectedly with exit code 1. Details are lost due to "
+    "multiprocessing. Rerunning with num_workers=0 may give better error trace.",
+    "DataLoader worker (pid(s) 4711, 4712) exited unexpectedly",
+)
+ERRORS = (
+    "Caught RuntimeError in DataLoader worker process 0.\nOriginal Traceback (most recent call "
+    "last):\n  ...\nRuntimeError: DataLoader worker (pid 1) exited unexpectedly",
+    "DataLoader timed out after 5 seconds",
+    "CUDA error: out of memory",
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "dies"), [*((t, True) for t in DEATHS), *((t, False) for t in ERRORS)]
+)
+def test_deaths_are_told_from_errors(dataset, caplog, text, dies):
+    def fails():
+        raise RuntimeError(text)
+        yield
+
+    with loader(dataset) as batches:
+        batches._batches = fails()
+        if dies:
+            next(batches)
+            assert "Starting the workers again." in caplog.text
+        else:
+            with pytest.raises(RuntimeError, match=re.escape(text)):
+                next(batches)
 
 
 @tiny.starts_workers
