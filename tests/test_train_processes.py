@@ -1,5 +1,6 @@
 """Several processes: the same gradients, the same networks, and what happens when one is lost."""
 
+import itertools
 import os
 import signal
 import socket
@@ -12,11 +13,13 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import train
 from tests import tiny
 from tests.train_cli import SMALL, refused, ticks
 from torch_utils.distributed import Processes, run_processes
+from training import consistency
 from training.checkpoint import find_states, read_state
 from training.consistency import ConsistencyError, check_consistency, checksums
 from training.dataset import ImageFolderDataset
@@ -37,10 +40,10 @@ def data(tmp_path_factory):
 # One step of every phase, on the same micro-batches.
 
 # Whatever draws random numbers: Langevin and synthesis noise, mixing, augmentation, zCR.
-Z_DIM = 16
+Z_DIM, SCALE = 16, 1 / 32
 EVERYTHING = dict(
-    batch=8, g_scale=1 / 64, d_scale=1 / 64, gamma=1.0, pl_weight=2.0, style_mixing=0.9, coop_kimg=1, coop_steps=2, zcr=True,
-    aug="fixed", p=0.5, cond=True, z_dim=Z_DIM,
+    batch=8, gamma=1.0, pl_weight=2.0, style_mixing=0.9, coop_kimg=1, coop_steps=2, zcr=True,
+    aug="fixed", p=0.5, cond=True, z_dim=Z_DIM, g_scale=SCALE, d_scale=SCALE,
 )  # fmt: skip
 PHASES = {
     True: {
@@ -146,13 +149,68 @@ def test_networks_that_have_come_apart_are_named():
     assert "D.b8.conv1.weight of process 1 is not that of process 0" in message
 
 
-def test_checksums_see_every_bit_and_its_place():
-    layer = torch.nn.Linear(4, 1)
-    before = checksums({"x": layer})
-    with torch.no_grad():
-        layer.weight.copy_(layer.weight.flip(1))
-    assert checksums({"x": layer})["x.weight"] != before["x.weight"]
-    assert checksums({"x": layer})["x.bias"] == before["x.bias"]
+TENSORS = {
+    "float32": torch.linspace(-3, 3, 6),
+    "float64": torch.linspace(-3, 3, 6, dtype=torch.float64),
+    "float16": torch.linspace(-3, 3, 6).half(),
+    "bfloat16": torch.linspace(-3, 3, 6).bfloat16(),
+    "int64": torch.arange(6),
+    "uint8": torch.arange(6, dtype=torch.uint8),
+    "bool": torch.tensor([True, False, True, True, False, False]),
+    "0-dim": torch.tensor(1.5),
+    "transposed": torch.linspace(-3, 3, 6).view(2, 3).t(),
+    "of another tensor": torch.linspace(-3, 3, 9)[3:],
+}
+
+
+def checksum(tensor):
+    module = torch.nn.Module()
+    module.register_buffer("tensor", tensor)
+    return checksums({"x": module})["x.tensor"]
+
+
+@pytest.mark.parametrize("tensor", TENSORS.values(), ids=TENSORS)
+def test_checksums_see_every_bit(tensor):
+    before = checksum(tensor)
+    assert checksum(tensor.clone()) == checksum(tensor.contiguous()) == before
+    data = tensor.clone().contiguous().view(-1).view(torch.uint8)
+    bits = [0] if tensor.dtype == torch.bool else range(8)
+    for byte in range(len(data)):
+        for bit in bits:
+            data[byte] ^= 1 << bit
+            assert checksum(data.view(tensor.dtype).view(tensor.shape)) != before, (byte, bit)
+            data[byte] ^= 1 << bit
+
+
+def test_checksums_see_places(monkeypatch):
+    monkeypatch.setattr(consistency, "CHUNK", 4)
+    values = torch.tensor([1.5, -1.5, 2.0, -2.0, 1.5, 0.0, -0.0, 3.0, 7.0])
+    before = checksum(values)
+    for i, j in itertools.combinations(range(len(values)), 2):
+        swapped = values.clone()
+        swapped[[i, j]] = values[[j, i]]
+        same = torch.equal(swapped.view(torch.int32), values.view(torch.int32))
+        assert (checksum(swapped) == before) == same, (i, j)
+
+
+def test_checksums_of_a_large_tensor_take_little_memory():
+    tensor = torch.zeros(5 * consistency.CHUNK + 3)
+    with LargestResult() as largest:
+        checksum(tensor)
+    assert largest.bytes == 8 * consistency.CHUNK
+
+
+class LargestResult(TorchDispatchMode):
+    """Context that notes the most bytes that an operator has made, but for views."""
+
+    bytes = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        if isinstance(made, torch.Tensor) and made._base is None and not func.is_view:
+            in_place = any(made is arg for arg in args)
+            self.bytes = max(self.bytes, 0 if in_place else made.nbytes)
+        return made
 
 
 # Whole runs
