@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -220,10 +221,10 @@ def command(data, outdir, *options):
     return [sys.executable, "train.py", f"--data={data}", f"--outdir={outdir}", *TINY, *options]
 
 
-def start(args, **env):
+def start(args):
     return subprocess.Popen(
         args, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"} | env,
+        env=os.environ | {"OMP_NUM_THREADS": "1"}, start_new_session=True,
     )  # fmt: skip
 
 
@@ -241,12 +242,14 @@ def run_of(outdir):
 
 
 def wait_for_a_state(process, outdir, newer_than=-1):
-    while process.poll() is None:
+    end = time.monotonic() + 120
+    while process.poll() is None and time.monotonic() < end:
         states = [s for folder in outdir.glob("0*") for s in find_states(folder)]
         if states and max(states).nimg > newer_than:
             return max(states).nimg
         time.sleep(0.05)
-    pytest.fail(f"it ended: {process.communicate()[0][-2000:]}")
+    process.kill()
+    pytest.fail(f"it ended, or hangs: {process.communicate()[0][-2000:]}")
 
 
 def trainers(process):
@@ -297,14 +300,51 @@ def test_a_process_that_hangs_ends_all(data, tmp_path):
     assert not stopped.is_running()
 
 
-def test_a_signal_stops_all_of_them_at_one_iteration(data, tmp_path):
+@pytest.mark.parametrize(
+    ("send", "name"), [(os.killpg, "SIGINT"), (os.kill, "SIGUSR1")], ids=["Ctrl-C", "SIGUSR1"]
+)
+def test_a_signal_stops_all_of_them_at_one_iteration(data, tmp_path, send, name):
     outdir = tmp_path / "runs"
     process = start(command(data, outdir, "--gpus=2", "--kimg=1000"))
     wait_for_a_state(process, outdir)
-    process.send_signal(signal.SIGINT)
+    send(process.pid, getattr(signal, name))  # Ctrl-C goes to all that share the terminal
     output = output_of(process)
     assert process.returncode == 0, output
+    assert f"Stopped by {name} at kimg" in output
     assert "is saved. The same command goes on from there." in output
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGUSR1"])
+def test_a_signal_while_the_processes_start_ends_all(data, tmp_path, name):
+    process = start(command(data, tmp_path / "runs", "--gpus=2", "--kimg=1000"))
+    workers = wait_for_trainers(process)  # which have yet to import torch
+    os.killpg(process.pid, getattr(signal, name))
+    output = output_of(process)
+    assert process.returncode == 1, output
+    assert output.endswith(f"Error: stopped by {name}\n") and "Traceback" not in output
+    assert not any(worker.is_running() for worker in workers)
+    assert not list((tmp_path / "runs").iterdir()), "an empty run is of no use"
+
+
+def wait_for_trainers(process):
+    while process.poll() is None and len(trainers(process)) < 2:
+        time.sleep(0.01)
+    return trainers(process)
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["starting", "training"])
+def test_processes_end_with_the_one_that_started_them(data, tmp_path, training):
+    outdir = tmp_path / "runs"
+    process = start(command(data, outdir, "--gpus=2", "--kimg=1000"))
+    workers = wait_for_trainers(process)
+    if training:
+        wait_for_a_state(process, outdir)
+    process.kill()
+    _, left = psutil.wait_procs(workers, timeout=60)
+    assert not left
+    process.communicate()
+    if training:
+        assert read_state(find_states(run_of(outdir))[0].path)
 
 
 def free_port():
@@ -313,18 +353,47 @@ def free_port():
         return probe.getsockname()[1]
 
 
+TORCHRUN = (sys.executable, "-W", "ignore", "-m", "torch.distributed.run")
+
+
 def agents(data, outdir, *options):
     """Two torchrun agents of one process each, as on two machines."""
     port = free_port()
     return [
         start([
-            sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--nnodes=2",
-            "--nproc-per-node=1",
-            f"--node-rank={node}", "--master-addr=127.0.0.1", f"--master-port={port}",
+            *TORCHRUN, "--nnodes=2", "--nproc-per-node=1", f"--node-rank={node}",
+            "--master-addr=127.0.0.1", f"--master-port={port}",
             *command(data, outdir, *options)[1:],
         ])
         for node in range(2)
     ]  # fmt: skip
+
+
+def ranks(agent):
+    """The processes that torchrun has started, by rank."""
+    children = psutil.Process(agent.pid).children()
+    return {int(child.environ()["RANK"]): child for child in children}
+
+
+def test_torchrun_starts_again_what_was_killed_and_a_signal_to_one_stops_all(data, tmp_path):
+    outdir = tmp_path / "runs"
+    agent = start([
+        *TORCHRUN, "--standalone", "--nproc-per-node=2", "--max-restarts=1", "--monitor-interval=1",
+        *command(data, outdir, "--kimg=1000", "--save-minutes=0.001")[1:],
+    ])  # fmt: skip
+    reached = wait_for_a_state(agent, outdir, newer_than=40)
+    before = ranks(agent)
+    before[1].kill()
+    psutil.wait_procs(before.values(), timeout=60)
+    [saved, *_] = find_states(run_of(outdir))
+    wait_for_a_state(agent, outdir, newer_than=saved.nimg)
+    ranks(agent)[1].send_signal(signal.SIGUSR1)  # and not to the one that speaks for all
+    output = output_of(agent)
+    assert agent.returncode == 0, output
+    assert "Going on with the unfinished run" in output and saved.nimg >= reached
+    [kimg] = re.findall(r"the state of kimg (\S+) is saved", output)
+    assert float(kimg) == round(find_states(run_of(outdir))[0].nimg / 1e3, 1)
+    assert "Stopped by SIGUSR1" in output
 
 
 def test_two_machines_one_of_which_is_lost_and_started_again(data, tmp_path):

@@ -7,8 +7,10 @@ import multiprocessing.resource_tracker
 import os
 import pickle
 import re
+import secrets
 import signal
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -17,6 +19,7 @@ from typing import Any
 
 import torch
 import torch.distributed
+from torch.distributed.rendezvous import rendezvous
 
 __all__ = [
     "Processes",
@@ -220,8 +223,31 @@ def joined_by_torchrun(device: str, timeout: timedelta = _PATIENCE) -> Iterator[
     rank, count = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     local = int(os.environ.get("LOCAL_RANK", rank))
     here = int(os.environ.get("LOCAL_WORLD_SIZE", count))
-    with _joined(rank, count, here, "env://", device_of(local, device), timeout):
+    store, *_ = next(rendezvous("env://", rank, count, timeout=max(timeout, _MEETING)))
+    store = _of_this_attempt(store, rank, count, max(timeout, _MEETING))
+    with _joined(rank, count, here, store, device_of(local, device), timeout):
         yield Processes(rank, count)
+
+
+def _of_this_attempt(
+    store: torch.distributed.Store, rank: int, count: int, timeout: timedelta
+) -> torch.distributed.Store:
+    """What of a store only those see that have started together.
+
+    torchrun starts processes again with the store of those that died, whose addresses it holds.
+    All say who they are, and agree when each has seen the same names, its own among them.
+    """
+    store.set(f"name of {rank}", secrets.token_hex(8))
+    end = time.monotonic() + timeout.total_seconds()
+    while time.monotonic() < end:
+        names = store.multi_get([f"name of {other}" for other in range(count)])
+        attempt = torch.distributed.PrefixStore(b" ".join(names).decode(), store)
+        attempt.set(f"seen by {rank}", "")
+        with contextlib.suppress(torch.distributed.DistStoreError):  # some names are of the dead
+            everyone = [f"seen by {other}" for other in range(count)]
+            attempt.wait(everyone, timedelta(seconds=1))
+            return attempt
+    raise TimeoutError(f"not all of the {count} processes have started: timed out")
 
 
 def _work(
@@ -234,8 +260,8 @@ def _work(
     args: tuple,
 ) -> None:
     _stand_alone()
-    meeting = f"file://{folder / 'meeting'}"
-    with _joined(rank, count, count, meeting, device_of(rank, device), timeout):
+    store = torch.distributed.FileStore(str(folder / "meeting"), count)
+    with _joined(rank, count, count, store, device_of(rank, device), timeout):
         try:
             value = task(Processes(rank, count), *args)
         except Exception as error:
@@ -298,7 +324,12 @@ def _read_reason(folder: Path) -> dict[str, str]:
 
 @contextlib.contextmanager
 def _joined(
-    rank: int, count: int, here: int, meeting: str, device: torch.device, timeout: timedelta
+    rank: int,
+    count: int,
+    here: int,
+    store: torch.distributed.Store,
+    device: torch.device,
+    timeout: timedelta,
 ) -> Iterator[None]:
     """Context in which `count` processes can talk, `here` of them on this machine."""
     backend = "gloo"
@@ -308,7 +339,7 @@ def _joined(
     if "OMP_NUM_THREADS" not in os.environ:  # which says it for each process, as torchrun does
         torch.set_num_threads(max(1, torch.get_num_threads() // here))
     torch.distributed.init_process_group(
-        backend, init_method=meeting, rank=rank, world_size=count, timeout=max(timeout, _MEETING)
+        backend, store=store, rank=rank, world_size=count, timeout=max(timeout, _MEETING)
     )
     _groups["steps"] = torch.distributed.new_group(backend=backend, timeout=timeout)
     _groups["patient"] = torch.distributed.new_group(backend="gloo", timeout=_PATIENCE)
