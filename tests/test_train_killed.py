@@ -5,8 +5,10 @@ import os
 import random
 import signal
 import sys
+import threading
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -16,25 +18,81 @@ import train
 from tests import tiny
 from tests.train_cli import snapshot, ticks
 from training.checkpoint import KEPT, find_states, read_state
+from training.training_loop import TrainingRun
 
 ROOT = Path(train.__file__).parent
 KILLS = 20
+SWITCH = 62  # iterations before the one that ends the cooperative stage
 SLOW_TO_IMPORT = ("training.training_loop", "torch.utils.tensorboard", "torch._dynamo")
 # Everything that remembers something: ADA, path lengths, power iterations, moments, look-ahead.
 OPTIONS = (
     "--cfg=digits", "--kimg=2", "--coop-kimg=1", "--coop-steps=2", "--batch=16", "--device=cpu",
     "--g-scale=0.001953125", "--d-scale=0.001953125", "--gamma=1", "--pl-weight=2", "--aug=ada",
-    "--style-mixing=0.9", "--zcr=1", "--sn=1", "--brc-lookahead=1", "--save-minutes=0.0005",
+    "--style-mixing=0.9", "--zcr=1", "--sn=1", "--brc-lookahead=1", "--save-minutes=0",
     "--snap=1", "--ops=ref",
 )  # fmt: skip
 
 
-def train_quietly(args):
-    """A process of its own: train.py with these options."""
+class Moment(NamedTuple):
+    """When a process kills itself: so many Python events after the start of an iteration."""
+
+    iteration: int
+    events: int  # calls and returns, in the thread that trains or in the one that saves
+    saving: bool
+
+
+def moments(rng):
+    """20 moments in the order in which a run comes by, three of them around the switch.
+
+    An iteration makes 30,000 or 80,000 events, one that ends a tick 300,000, a state 100,000.
+    """
+    iterations = rng.sample([*range(2, 60), *range(65, 115)], KILLS - 3)
+    iterations += [SWITCH - 1, SWITCH, SWITCH + 1]
+    saving = rng.sample([True, False], KILLS, counts=[8, 12])
+    return [
+        Moment(i, rng.randrange(300_000 if i == SWITCH else 100_000), s and i != SWITCH)
+        for i, s in zip(sorted(iterations), saving, strict=True)
+    ]
+
+
+def train_quietly(args, moment, notes):
+    """A process of its own: train.py with these options, until a moment if one is given."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     torch.set_num_threads(1)
+    if moment is not None:
+        kill_at(moment, notes)
     train.main(args)
+
+
+def kill_at(moment, notes):
+    """Let this process be killed at a moment of its training, and note where that was."""
+    iterate = TrainingRun.iterate
+    left = moment.events
+    run = None
+
+    def count(frame, event, arg):
+        nonlocal left
+        left -= 1
+        if left < 0:
+            sys.setprofile(None)
+            with open(notes, "a") as file:
+                file.write(f"{run.stage.name} {run.state.nimg} {moment.saving}\n")
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def watched(self):
+        nonlocal run
+        if run is None and self.state.iteration >= moment.iteration:
+            run = self
+            while not find_states(run.run_dir):  # the first is still being written
+                time.sleep(0.001)
+            if moment.saving:
+                threading.setprofile(count)  # of threads that start from now on
+            else:
+                sys.setprofile(count)
+        iterate(self)
+
+    TrainingRun.iterate = watched
 
 
 class Trainer:
@@ -42,12 +100,14 @@ class Trainer:
 
     def __init__(self, data, outdir):
         self.outdir = Path(outdir)
+        self.notes = self.outdir.with_suffix(".notes")
         self.args = [f"--data={data}", f"--outdir={outdir}", *OPTIONS]
         self.context = multiprocessing.get_context("forkserver")
         self.context.set_forkserver_preload([__name__, *SLOW_TO_IMPORT])
 
-    def start(self, *args):
-        process = self.context.Process(target=train_quietly, args=([*self.args, *args],))
+    def start(self, *args, moment=None):
+        work = ([*self.args, *args], moment, self.notes)
+        process = self.context.Process(target=train_quietly, args=work)
         process.start()
         return process
 
@@ -56,31 +116,8 @@ class Trainer:
         return next(iter(sorted(self.outdir.glob("0*"))), None)
 
 
-def wait_for(condition, process, seconds=60):
-    """Wait until `condition()` is true or the process has ended."""
-    end = time.monotonic() + seconds
-    while process.is_alive() and not condition() and time.monotonic() < end:
-        time.sleep(0.002)
-
-
 def parts_of(folder):
     return list(folder.glob(".training-state-*.part")) if folder else []
-
-
-def kill_at_a_random_moment(trainer, process, rng, while_saving):
-    """Returns whether a half-written state was left behind."""
-    before = set(parts_of(trainer.run_dir))
-    known = {state.path for state in find_states(trainer.run_dir)} if trainer.run_dir else set()
-    wait_for(
-        lambda: trainer.run_dir and {state.path for state in find_states(trainer.run_dir)} - known,
-        process,
-    )
-    time.sleep(rng.uniform(0, 0.4))
-    if while_saving:
-        wait_for(lambda: set(parts_of(trainer.run_dir)) - before, process)
-    process.kill()
-    process.join()
-    return bool(parts_of(trainer.run_dir))
 
 
 @pytest.fixture(scope="module")
@@ -95,18 +132,23 @@ def whole_and_killed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("killed")
     data = tiny.write_data(folder / "tiny.zip", count=40)
     whole = Trainer(data, folder / "whole").start("--workers=0")
-    rng, trainer = random.Random(0), Trainer(data, folder / "killed")
-    half_written = kills = 0
-    for attempt in range(KILLS):
-        process = trainer.start("--workers=1")
-        half_written += kill_at_a_random_moment(trainer, process, rng, attempt % 3 == 0)
-        kills += process.exitcode == -signal.SIGKILL
+    trainer = Trainer(data, folder / "killed")
+    half_written = 0
+    for moment in moments(random.Random(0)):
+        process = trainer.start("--workers=1", moment=moment)
+        process.join(300)
+        assert process.exitcode == -signal.SIGKILL, moment
+        half_written += bool(parts_of(trainer.run_dir))
     last = trainer.start("--workers=1")
     for process in (whole, last):
         process.join()
         assert process.exitcode == 0
-    assert half_written >= 3, "some were killed while they saved"
-    assert kills == KILLS, "the run was not over before"
+    notes = [line.split() for line in trainer.notes.read_text().splitlines()]
+    assert len(notes) == KILLS
+    assert {(stage, saving) for stage, _, saving in notes} == {
+        (stage, saving) for stage in ("cooperative", "adversarial") for saving in ("True", "False")
+    }
+    assert half_written >= 3, "some were killed while they wrote a state"
     return Trainer(data, folder / "whole").run_dir, trainer.run_dir
 
 

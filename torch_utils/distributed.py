@@ -2,11 +2,15 @@
 
 import contextlib
 import json
+import multiprocessing
+import multiprocessing.resource_tracker
 import os
 import pickle
 import re
+import secrets
 import signal
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -15,6 +19,7 @@ from typing import Any
 
 import torch
 import torch.distributed
+from torch.distributed.rendezvous import rendezvous
 
 __all__ = [
     "Processes",
@@ -28,9 +33,14 @@ __all__ = [
     "under_torchrun",
 ]
 
-_TIMEOUT = timedelta(hours=2)  # one process may compute statistics while the others wait
-_patient = []  # the group of all processes, with the longest patience
+_PATIENCE = timedelta(hours=24)  # one process may download or measure while the others wait
+_MEETING = timedelta(minutes=10)  # for all to start; longer where `timeout` is
 _GRACE = 10  # seconds for the others to end by themselves when one has failed
+_SIGNALS = tuple(
+    getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name)
+)
+# Two groups of all processes: "steps" ends with an error after the timeout, "patient" much later.
+_groups = {}
 _FAILURES = (
     torch.multiprocessing.ProcessRaisedException,
     torch.multiprocessing.ProcessExitedException,
@@ -60,15 +70,23 @@ class Processes:
         if self.count == 1:
             return [value]
         values = [None] * self.count if self.first else None
-        torch.distributed.gather_object(value, values)
+        torch.distributed.gather_object(value, values, group=_groups["steps"])
+        return values
+
+    def exchange(self, value: Any) -> list[Any]:
+        """The values of all processes in the order of their ranks, on all of them."""
+        if self.count == 1:
+            return [value]
+        values = [None] * self.count
+        torch.distributed.all_gather_object(values, value, group=_groups["steps"])
         return values
 
     def share(self, value: Any) -> Any:
-        """The first process's value, on all of them."""
+        """The first process's value, on all of them; it may take hours to make."""
         if self.count == 1:
             return value
         values = [value]
-        torch.distributed.broadcast_object_list(values)
+        torch.distributed.broadcast_object_list(values, group=_groups["patient"])
         return values[0]
 
     def any(self, *flags: bool) -> list[bool]:
@@ -76,25 +94,31 @@ class Processes:
         if self.count == 1:
             return list(flags)
         seen = torch.tensor(flags, dtype=torch.int32)
-        torch.distributed.all_reduce(seen)
+        torch.distributed.all_reduce(seen, group=_groups["steps"])
         return [count > 0 for count in seen.tolist()]
 
     def wait_for_first(self) -> None:
         """Wait until all are here, of which the first may take hours."""
         if self.count > 1:
-            torch.distributed.barrier(group=_patient[0])
+            torch.distributed.barrier(group=_groups["patient"])
 
     def first_alone(self, task: Callable[[], Any]) -> Any:
-        """What task() returns; the others call it after the first, which may download for them."""
+        """What task() returns; the others call it after the first, which may download for them.
+
+        The first may take hours, and so may the others after it.
+        """
         value = task() if self.first else None
-        self.share(None)
-        return value if self.first else task()
+        self.wait_for_first()
+        if not self.first:
+            value = task()
+        self.wait_for_first()
+        return value
 
 
 def average(tensor: torch.Tensor) -> torch.Tensor:
     """Replace a tensor by its mean over all processes, in place; returns it."""
     if torch.distributed.is_initialized():
-        torch.distributed.all_reduce(tensor)
+        torch.distributed.all_reduce(tensor, group=_groups["steps"])
         tensor /= torch.distributed.get_world_size()
     return tensor
 
@@ -102,7 +126,7 @@ def average(tensor: torch.Tensor) -> torch.Tensor:
 def add_up(tensor: torch.Tensor) -> torch.Tensor:
     """Replace a tensor by its sum over all processes, in place; returns it."""
     if torch.distributed.is_initialized():
-        torch.distributed.all_reduce(tensor)
+        torch.distributed.all_reduce(tensor, group=_groups["steps"])
     return tensor
 
 
@@ -122,14 +146,17 @@ def run_processes(
     count: int,
     *args: Any,
     device: str = "cpu",
-    timeout: timedelta = _TIMEOUT,
+    timeout: timedelta = _PATIENCE,
 ) -> Any:
     """Run ``task(processes, *args)`` in this process, or in `count` new ones that can talk.
 
     Returns what the task of the first returned. `task` must be importable, and `args` and the
     result picklable. With one process errors come through as they are; with several the first one
     ends all processes and is raised as WorkerError with its own message. So does a process that
-    keeps the others waiting for `timeout`. Signals that ask to stop are passed on.
+    keeps the others waiting for `timeout`, but in share(), first_alone() and wait_for_first().
+
+    SIGTERM, SIGINT and SIGUSR1 are passed on as they are. A task that has no handler for them ends
+    at once, with a WorkerError that says so; a second Ctrl-C ends any: KeyboardInterrupt.
 
     Messages go through gloo on the CPU; tensors on GPUs, for a `device` "cuda", through NCCL.
     """
@@ -138,45 +165,57 @@ def run_processes(
     with tempfile.TemporaryDirectory() as name:
         # Results of any size: a pipe would have to be read while the processes end.
         folder = Path(name)
-        spawned = torch.multiprocessing.spawn(
-            _work, (count, folder, device, timeout, task, args), nprocs=count, join=False
-        )
-        try:
-            with _signals_passed_on(spawned.processes):
-                while not spawned.join(grace_period=_GRACE):
+        work = (count, folder, device, timeout, task, args)
+        with _spawned(work, count) as (workers, came):
+            try:
+                while not workers.join(grace_period=_GRACE):
                     pass
-        except _FAILURES as error:
-            codes = [process.exitcode for process in spawned.processes]
-            raise _worker_error(codes, _read_reason(folder), error) from error
+            except _FAILURES as error:
+                codes = [process.exitcode for process in workers.processes]
+                raise _worker_error(codes, came, _read_reason(folder), error) from error
         return pickle.loads((folder / "result").read_bytes())
 
 
 @contextlib.contextmanager
-def _signals_passed_on(processes: list) -> Iterator[None]:
-    """Context in which this process asks the others to stop when it is asked to.
+def _spawned(work: tuple, count: int) -> Iterator[tuple[Any, list[int]]]:
+    """Context of new processes and of a list of the signals that were passed on to them.
 
-    They get SIGTERM for Ctrl-C, too: in a terminal they have had that already, and twice means at
-    once. A second Ctrl-C kills them.
+    They are in groups of their own, so that they have Ctrl-C from here alone. A second one kills
+    them.
     """
-    seen = []
+    came: list[int] = []
 
     def pass_on(number, frame):
-        for process in processes:
+        again = number == signal.SIGINT and number in came
+        came.append(number)
+        for process in workers.processes:
             if process.is_alive():
-                process.kill() if number == signal.SIGINT in seen else process.terminate()
-        seen.append(number)
+                os.kill(process.pid, signal.SIGKILL if again else number)
+        if again:
+            raise KeyboardInterrupt
 
     before = {}
-    with contextlib.suppress(ValueError):  # not the main thread
-        for name in ("SIGTERM", "SIGINT", "SIGUSR1"):
-            if hasattr(signal, name):
-                number = getattr(signal, name)
-                before[number] = signal.signal(number, pass_on)
+    # Starting that process, which spawning needs, would let signals through.
+    multiprocessing.resource_tracker.ensure_running()
+    _let_signals("SIG_BLOCK")  # until there is somebody to pass them on to, who waits, too
     try:
-        yield
+        workers = torch.multiprocessing.spawn(_work, work, nprocs=count, join=False)
+        with contextlib.suppress(ValueError):  # not the main thread
+            for number in _SIGNALS:
+                before[number] = signal.signal(number, pass_on)
+    finally:
+        _let_signals("SIG_UNBLOCK")
+    try:
+        yield workers, came
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _let_signals(how: str) -> None:
+    """Block the signals that stop a run, or unblock them."""
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(getattr(signal, how), _SIGNALS)
 
 
 def under_torchrun() -> bool:
@@ -185,12 +224,36 @@ def under_torchrun() -> bool:
 
 
 @contextlib.contextmanager
-def joined_by_torchrun(device: str, timeout: timedelta = _TIMEOUT) -> Iterator[Processes]:
+def joined_by_torchrun(device: str, timeout: timedelta = _PATIENCE) -> Iterator[Processes]:
     """Context in which this process can talk to all that torchrun has started, on any machine."""
     rank, count = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     local = int(os.environ.get("LOCAL_RANK", rank))
-    with _joined(rank, count, "env://", device_of(local, device), timeout):
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", count))
+    store, *_ = next(rendezvous("env://", rank, count, timeout=max(timeout, _MEETING)))
+    store = _of_this_attempt(store, rank, count, max(timeout, _MEETING))
+    with _joined(rank, count, here, store, device_of(local, device), timeout):
         yield Processes(rank, count)
+
+
+def _of_this_attempt(
+    store: torch.distributed.Store, rank: int, count: int, timeout: timedelta
+) -> torch.distributed.Store:
+    """What of a store only those see that have started together.
+
+    torchrun starts processes again with the store of those that died, whose addresses it holds.
+    All say who they are, and agree when each has seen the same names, its own among them.
+    """
+    store.set(f"name of {rank}", secrets.token_hex(8))
+    end = time.monotonic() + timeout.total_seconds()
+    while time.monotonic() < end:
+        names = store.multi_get([f"name of {other}" for other in range(count)])
+        attempt = torch.distributed.PrefixStore(b" ".join(names).decode(), store)
+        attempt.set(f"seen by {rank}", "")
+        with contextlib.suppress(torch.distributed.DistStoreError):  # some names are of the dead
+            everyone = [f"seen by {other}" for other in range(count)]
+            attempt.wait(everyone, timedelta(seconds=1))
+            return attempt
+    raise TimeoutError(f"not all of the {count} processes have started: timed out")
 
 
 def _work(
@@ -202,7 +265,9 @@ def _work(
     task: Callable,
     args: tuple,
 ) -> None:
-    with _joined(rank, count, f"file://{folder / 'meeting'}", device_of(rank, device), timeout):
+    _stand_alone()
+    store = torch.distributed.FileStore(str(folder / "meeting"), count)
+    with _joined(rank, count, count, store, device_of(rank, device), timeout):
         try:
             value = task(Processes(rank, count), *args)
         except Exception as error:
@@ -214,8 +279,26 @@ def _work(
             (folder / "result").write_bytes(pickle.dumps(value))
 
 
-def _worker_error(codes: list[int | None], reason: dict, error: Exception) -> WorkerError:
-    """What to say: a process kept the others waiting, was killed, or failed by itself."""
+def _stand_alone() -> None:
+    """Make this process one that only its parent sends signals to, and that ends with it."""
+    if hasattr(os, "setpgid"):
+        os.setpgid(0, 0)
+        signal.signal(signal.SIGTTOU, signal.SIG_IGN)  # it may still write to the terminal
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_DFL)
+    _let_signals("SIG_UNBLOCK")
+    # PyTorch sees to it that a parent which dies from now on sends SIGINT.
+    if not multiprocessing.parent_process().is_alive():
+        raise SystemExit(1)
+
+
+def _worker_error(
+    codes: list[int | None], came: list[int], reason: dict, error: Exception
+) -> WorkerError:
+    """What to say: stopped by a signal, kept the others waiting, was killed, or failed."""
+    for number in came:
+        if -number in codes:
+            return WorkerError(f"stopped by {signal.Signals(number).name}")
     message = reason.get("message", str(error))
     if re.search("timed? ?out", message, re.IGNORECASE):
         return WorkerError(
@@ -247,20 +330,28 @@ def _read_reason(folder: Path) -> dict[str, str]:
 
 @contextlib.contextmanager
 def _joined(
-    rank: int, count: int, meeting: str, device: torch.device, timeout: timedelta
+    rank: int,
+    count: int,
+    here: int,
+    store: torch.distributed.Store,
+    device: torch.device,
+    timeout: timedelta,
 ) -> Iterator[None]:
+    """Context in which `count` processes can talk, `here` of them on this machine."""
     backend = "gloo"
     if device.type == "cuda":
         backend = "cpu:gloo,cuda:nccl"
         torch.cuda.set_device(device)
-    torch.set_num_threads(max(1, torch.get_num_threads() // count))
+    if "OMP_NUM_THREADS" not in os.environ:  # which says it for each process, as torchrun does
+        torch.set_num_threads(max(1, torch.get_num_threads() // here))
     torch.distributed.init_process_group(
-        backend, init_method=meeting, rank=rank, world_size=count, timeout=timeout
+        backend, store=store, rank=rank, world_size=count, timeout=max(timeout, _MEETING)
     )
-    _patient.append(torch.distributed.new_group(backend="gloo", timeout=_TIMEOUT))
+    _groups["steps"] = torch.distributed.new_group(backend=backend, timeout=timeout)
+    _groups["patient"] = torch.distributed.new_group(backend="gloo", timeout=_PATIENCE)
     try:
         torch.distributed.barrier()  # nobody leaves before all have met
         yield
     finally:
-        _patient.clear()
+        _groups.clear()
         torch.distributed.destroy_process_group()

@@ -4,6 +4,9 @@ import torch
 
 from torch_utils.misc import params_and_buffers
 
+CHUNK = 1 << 20  # words at a time: 16 MiB of memory, however large a tensor is
+_WORDS = {1: torch.int8, 2: torch.int16}  # by bytes an element
+
 
 class ConsistencyError(RuntimeError):
     """Processes have come apart; the message names the first tensor that differs, and where."""
@@ -28,19 +31,30 @@ def check_consistency(processes, nets):
 
 def checksums(nets):
     """A number for every parameter and buffer, by name, that changes with any bit of it."""
-    found = {
-        f"{net}.{name}": _checksum(tensor)
+    tensors = {
+        f"{net}.{name}": tensor.detach()
         for net, module in nets.items()
         for name, tensor in params_and_buffers(module)
     }
-    values = torch.stack(list(found.values())).tolist()  # waits for the GPU once
-    return dict(zip(found, values, strict=True))
+    odd = 2 * torch.arange(CHUNK, device=next(iter(tensors.values())).device) + 1
+    found = [_checksum(tensor, odd) for tensor in tensors.values()]
+    values = torch.stack(found).tolist()  # waits for the GPU once
+    return dict(zip(tensors, values, strict=True))
 
 
-def _checksum(tensor):
-    """Bytes weighted by an odd number for each place, modulo 2^64; swapped ones show, too."""
-    data = tensor.detach().contiguous().flatten().view(torch.uint8).to(torch.int64)
-    return (data * (2 * torch.arange(len(data), device=data.device) + 1)).sum()
+def _checksum(tensor, odd):
+    """Words of at most 32 bits weighted by an odd number for each place, modulo 2^64.
+
+    Neither a word that changes nor two that change places can leave it as it is: differences of
+    words and of weights are too small for a product of 2^64.
+    """
+    words = tensor.flatten().view(_WORDS.get(tensor.element_size(), torch.int32))
+    total = torch.zeros((), dtype=torch.int64, device=tensor.device)
+    for start in range(0, len(words), CHUNK):
+        part = words[start : start + CHUNK].to(torch.int64)
+        total += 2 * start * part.sum()
+        total += part.mul_(odd[: len(part)]).sum()
+    return total
 
 
 def _difference(gathered):

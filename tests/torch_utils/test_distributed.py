@@ -1,16 +1,28 @@
+import multiprocessing
 import os
 import signal
+import time
+from datetime import timedelta
 
 import pytest
 import torch
 
-from torch_utils.distributed import Processes, WorkerError, device_of, run_processes
+from torch_utils.distributed import (
+    Processes,
+    WorkerError,
+    device_of,
+    joined_by_torchrun,
+    run_processes,
+)
+
+SECOND = timedelta(seconds=1)
 
 
 def greet(processes, word):
     gathered = processes.gather(f"{word} {processes.rank}")
     shared = processes.share(f"from {processes.rank}")
-    return gathered, shared, torch.distributed.is_initialized()
+    exchanged = processes.gather(processes.exchange({"rank": processes.rank}))
+    return gathered, shared, exchanged, torch.distributed.is_initialized()
 
 
 def fail(processes, rank):
@@ -39,13 +51,19 @@ def in_order(processes, path):
 
 
 def test_one_process_is_this_one():
-    assert run_processes(greet, 1, "hello") == (["hello 0"], "from 0", False)
+    assert run_processes(greet, 1, "hello") == (["hello 0"], "from 0", [[{"rank": 0}]], False)
     with pytest.raises(ValueError, match="process 0 has a reason"):
         run_processes(fail, 1, 0)
 
 
 def test_two_processes_talk_in_the_order_of_their_ranks():
-    assert run_processes(greet, 2, "hello") == (["hello 0", "hello 1"], "from 0", True)
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+    before = [signal.getsignal(number) for number in numbers]
+    ranks = [{"rank": 0}, {"rank": 1}]
+    expected = ["hello 0", "hello 1"], "from 0", [ranks, ranks], True
+    assert run_processes(greet, 2, "hello") == expected
+    assert [signal.getsignal(number) for number in numbers] == before
+    assert not signal.pthread_sigmask(signal.SIG_BLOCK, []), "signals come as before"
 
 
 def test_an_error_of_one_ends_all_with_its_message():
@@ -65,6 +83,127 @@ def test_a_process_that_is_killed():
 def test_the_first_goes_before_the_others(tmp_path):
     assert run_processes(in_order, 2, str(tmp_path / "order")) == [0, 1]
     assert (tmp_path / "order").read_text() == "01"
+
+
+# Patience
+
+
+def long_tasks(processes):
+    """Of the first, while the others wait; then of the second."""
+
+    def load(rank=0):
+        time.sleep(1.5 if processes.rank == rank else 0)
+        return "loaded"
+
+    found = [processes.first_alone(load), processes.share(load())]
+    load()
+    processes.wait_for_first()
+    return [*found, processes.first_alone(lambda: load(1)), *processes.exchange(processes.rank)]
+
+
+def long_step(processes):
+    time.sleep(0 if processes.first else 30)
+    processes.gather(None)
+
+
+def test_long_tasks_of_one_do_not_count_as_hanging():
+    found = run_processes(long_tasks, 2, timeout=SECOND)
+    assert found == ["loaded", "loaded", "loaded", 0, 1]
+
+
+def test_a_step_that_takes_too_long_does(monkeypatch):
+    monkeypatch.setattr("torch_utils.distributed._GRACE", 1)
+    with pytest.raises(WorkerError, match="a process has kept the others waiting"):
+        run_processes(long_step, 2, timeout=SECOND)
+
+
+# Signals
+
+
+def noting(number, caught):
+    signal.signal(number, lambda *_: caught.append(number))
+
+
+def ask_to_stop(processes, number, handlers):
+    """The first sends a signal to the parent; those in `handlers` note it, as training does."""
+    caught = []
+    if processes.rank in handlers:
+        noting(number, caught)
+    processes.gather(None)
+    if processes.first:
+        os.kill(os.getppid(), number)
+    end = time.monotonic() + 60
+    while not caught and time.monotonic() < end:
+        time.sleep(0.01)
+    return processes.gather((caught, os.getpgid(0) == os.getpid()))
+
+
+SIGNALS = pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1"])
+
+
+@SIGNALS
+def test_a_signal_is_passed_on_as_it_is(name):
+    number = getattr(signal, name)
+    assert run_processes(ask_to_stop, 2, number, (0, 1)) == [([number], True)] * 2
+
+
+@SIGNALS
+def test_a_signal_ends_a_task_that_knows_nothing_of_signals(name):
+    with pytest.raises(WorkerError, match=f"^stopped by {name}$"):
+        run_processes(ask_to_stop, 2, getattr(signal, name), ())
+
+
+def test_a_signal_that_only_one_of_them_notes_ends_all():
+    with pytest.raises(WorkerError, match="^stopped by SIGTERM$"):
+        run_processes(ask_to_stop, 2, signal.SIGTERM, (0,))
+
+
+def ask_twice(processes):
+    noting(signal.SIGINT, caught := [])
+    processes.gather(None)
+    while processes.first:
+        os.kill(os.getppid(), signal.SIGINT)
+        while not caught:
+            time.sleep(0.01)
+    time.sleep(60)
+
+
+def test_a_second_ctrl_c_kills_them():
+    with pytest.raises(KeyboardInterrupt):
+        run_processes(ask_twice, 2)
+    codes = []
+    for worker in multiprocessing.active_children():
+        worker.join(60)
+        codes.append(worker.exitcode)
+    assert codes == [-signal.SIGKILL] * 2
+
+
+# Threads
+
+
+@pytest.mark.parametrize(
+    ("env", "threads"),
+    [
+        ({"LOCAL_WORLD_SIZE": "2"}, 4),
+        ({"LOCAL_WORLD_SIZE": "16"}, 1),
+        ({}, 8),  # of the only one
+        ({"LOCAL_WORLD_SIZE": "2", "OMP_NUM_THREADS": "8"}, 8),
+    ],
+    ids=["two here", "more than cores", "not said", "as the user says"],
+)
+def test_processes_of_a_machine_share_its_cores(env, threads, monkeypatch):
+    for name in ("LOCAL_WORLD_SIZE", "OMP_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+    place = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    for name, value in (place | env).items():
+        monkeypatch.setenv(name, value)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(8)
+        with joined_by_torchrun("cpu"):
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_devices():
