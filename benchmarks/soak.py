@@ -18,7 +18,6 @@ import collections
 import datetime
 import itertools
 import json
-import math
 import random
 import re
 import shutil
@@ -32,7 +31,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import click
-import numpy as np
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -43,7 +41,6 @@ from benchmarks.faults import FAULTS, Trainer  # noqa: E402
 from benchmarks.train_step import processor  # noqa: E402
 from dnnlib.util import atomic_write  # noqa: E402
 from training.checkpoint import read_state  # noqa: E402
-from training.snapshot import grid_size  # noqa: E402
 
 OPTIONS = (
     "--cfg=digits", "--gamma=2", "--aug=ada", "--pl-weight=2", "--snap=1", "--device=cpu",
@@ -98,10 +95,7 @@ def write_data(path):
     subprocess.run(command, cwd=ROOT, check=True)
     with zipfile.ZipFile(whole) as source, zipfile.ZipFile(path, "w") as target:
         images = [name for name in source.namelist() if name.endswith(".png")]
-        # None of reals.png: that is made before training begins, from images without damage.
-        shown = math.prod(grid_size(16, 16))
-        order = np.random.RandomState(0).permutation(len(images))  # as snapshot_grid() does
-        damaged = [images[index] for index in order[shown:][:DAMAGED_IMAGES]]
+        damaged = images[:: len(images) // DAMAGED_IMAGES][:DAMAGED_IMAGES]
         for name in source.namelist():
             content = source.read(name)
             target.writestr(name, content[: len(content) // 2] if name in damaged else content)

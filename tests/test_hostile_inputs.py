@@ -221,7 +221,7 @@ def state(content):
             torch.save(content, buffer)
             data = buffer.getvalue()
         (folder / "x").write_bytes(data)
-        name = f"training-state-{1:012d}-{checkpoint._digest(folder / 'x')}.pt"
+        name = f"training-state-000001-000000001-{checkpoint._digest(folder / 'x')}.pt"
         return (folder / "x").rename(folder / name)
 
     return write

@@ -13,7 +13,7 @@ import pytest
 import train
 from tests import tiny
 from tests.train_cli import SMALL, invoke, refused, ticks
-from training.checkpoint import find_states, read_state
+from training.checkpoint import find_states, read_state, write_state
 from training.training_loop import TrainingRun
 
 ROOT = Path(train.__file__).parent
@@ -117,6 +117,73 @@ def test_a_damaged_state_is_named_and_the_one_before_is_used(stopped):
     assert result.exit_code == 0
     assert f"'{newest.path.name}' is truncated or damaged" in result.output
     assert seen(run_dir) == 1000 and before.nimg == 40
+
+
+def test_a_state_that_does_not_fit(stopped):
+    args, run_dir = stopped
+    path = find_states(run_dir)[0].path
+    content = read_state(path)
+    content["parts"]["training"]["networks"]["G"].popitem()
+    write_state(run_dir, 99, 400, content)
+    line = refused(*TINY, *args, code=1)
+    assert "the training state does not fit this run (training: " in line and "--restart" in line
+
+
+def test_divergence_may_be_answered_otherwise_than_before(stopped):
+    args, run_dir = stopped
+    result = invoke(*TINY, *args, "--on-divergence=restore")
+    assert result.exit_code == 0, result.output
+    assert seen(run_dir) == 1000
+
+
+def test_a_run_that_may_go_back_goes_on(data, tmp_path, monkeypatch):
+    """In the midst of a tick, so that its last good tick is a part of the state."""
+    args = (f"--data={data}", f"--outdir={tmp_path}", "--on-divergence=restore", "--aug=ada")
+    assert interrupted(monkeypatch, *args).exit_code == 0
+    [run_dir] = tmp_path.iterdir()
+    guard = read_state(find_states(run_dir)[0].path)["parts"]["guard"]
+    assert guard["nimg"] == 40 and len(guard["rest"]) == 3
+    result = invoke(*TINY, *args)
+    assert result.exit_code == 0, result.output
+    assert seen(run_dir) == 1000
+
+
+def test_runs_that_differ_a_little_are_mentioned(stopped):
+    args, run_dir = stopped
+    output = invoke(*TINY, *args, "--seed=1", "--dry-run").output
+    assert f"{run_dir.name} is unfinished, too, but differs in --seed (0 there)" in output
+    assert f"--resume={run_dir} goes on with it." in output
+
+
+def test_data_may_be_named_from_another_folder(stopped, monkeypatch):
+    args, run_dir = stopped
+    data = Path(args[0].partition("=")[2])
+    monkeypatch.chdir(data.parent)
+    output = invoke(*TINY, f"--data={data.name}", args[1], "--dry-run").output
+    assert f"Going on with the unfinished run {run_dir}" in output
+
+
+def test_a_run_that_was_ended_while_measuring_measures_again(stopped, monkeypatch):
+    """The state of a snapshot is saved before its metrics, which take long."""
+    args, run_dir = stopped
+    monkeypatch.setattr("training.reporting.KIMG_PER_TICK", 0.2)
+    measured = []
+
+    class Killed(BaseException):
+        pass
+
+    def measure(_G, path):
+        measured.append(path.name)
+        if len(measured) == 1:
+            raise Killed
+        return {"fid": 1.0}
+
+    monkeypatch.setattr("train.open_metrics", lambda config, _default: (config, lambda: measure))
+    with pytest.raises(Killed):
+        invoke(*TINY, *args, "--snap=1")
+    assert seen(run_dir) == 440
+    assert invoke(*TINY, *args, "--snap=1").exit_code == 0
+    assert measured[0] == measured[1] and len(measured) > 3
 
 
 def test_nothing_to_go_on_with(tmp_path):

@@ -230,13 +230,16 @@ def test_an_archive_that_is_replaced_while_training(data, tmp_path, monkeypatch)
             (tmp_path / "other.zip").replace(path)
 
     monkeypatch.setattr(TrainingRun, "iterate", iterate_and_replace)
+    monkeypatch.setattr("training.reporting.KIMG_PER_TICK", 0.3)
     outdir = tmp_path / "runs"
     options = (f"--data={path}", f"--outdir={outdir}", "--batch=128", *FEW_CHANNELS)
     line = refused(*SMALL, *options, code=1)
     assert f"'{path}' has been replaced by other data since it was opened; put it back" in line
-    path.write_bytes(Path(data).read_bytes())
     monkeypatch.setattr(TrainingRun, "iterate", iterate)
     [run_dir] = outdir.iterdir()
-    assert find_states(run_dir)[0].nimg == 1024, "all that was trained"
+    assert find_states(run_dir)[0].nimg == 512, "all that was trained"
+    line = refused(*SMALL, *options, code=1)
+    assert f"the data in '{path}' have changed since '{run_dir}' was trained on them" in line
+    path.write_bytes(Path(data).read_bytes())
     _, output = trained(*options)
     assert "Going on with the unfinished run" in output

@@ -155,6 +155,21 @@ def cut_journals(run_dir, sizes):
             os.truncate(path, sizes[name])
 
 
+def _check_kinds(path, content):
+    """Raise StateError where a state holds other things than the loop has put into it."""
+    kinds = dict(parts=dict, random=list, journals=dict, dataset=str)
+    sound = all(isinstance(content.get(name), kind) for name, kind in kinds.items())
+    training = content["parts"].get("training") if sound else None
+    sizes = content["journals"].values() if sound else ()
+    if not (
+        isinstance(training, dict)
+        and isinstance(training.get("nimg"), int)
+        and all(isinstance(size, int) and size >= 0 for size in sizes)
+        and {"stage_switch", "unmeasured"} <= content.keys()
+    ):
+        raise StateError(f"'{path}' is no training state of this version; --restart starts over")
+
+
 def take_up(run_dir, config, dataset):
     """Read the newest state of a run and put its journals back to that moment.
 
@@ -171,6 +186,7 @@ def take_up(run_dir, config, dataset):
             are not those that it has trained on.
     """
     path, content = read_newest_state(run_dir)
+    _check_kinds(path, content)
     nimg = content["parts"]["training"]["nimg"]
     if nimg >= config.kimg * 1000:
         raise StateError(

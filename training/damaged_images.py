@@ -12,11 +12,26 @@ ATTEMPTS = 100  # neighbours that are tried
 logger = logging.getLogger(__name__)
 
 
-class UndamagedImages(torch.utils.data.Dataset):
-    """A data set in whose place of a damaged image the next whole one stands.
+def next_whole(dataset, index):
+    """The image of that index or, in its place if it is damaged, the next whole one.
 
-    Item i is (image, label, what is wrong with image i: a text, empty where nothing is).
+    Returns:
+        (image, label, what is wrong with the one of that index: a text, empty if nothing is).
+
+    Raises:
+        DatasetError: So are its neighbours.
     """
+    damage = ""
+    for neighbour in range(index, index + ATTEMPTS):
+        try:
+            return *dataset[neighbour % len(dataset)], damage
+        except DatasetError as error:
+            damage = damage or str(error)
+    raise DatasetError(damage)
+
+
+class UndamagedImages(torch.utils.data.Dataset):
+    """A data set whose items are what `next_whole` returns."""
 
     def __init__(self, dataset):
         self._dataset = dataset
@@ -25,13 +40,7 @@ class UndamagedImages(torch.utils.data.Dataset):
         return len(self._dataset)
 
     def __getitem__(self, index):
-        damage = ""
-        for neighbour in range(index, index + ATTEMPTS):
-            try:
-                return *self._dataset[neighbour % len(self)], damage
-            except DatasetError as error:
-                damage = damage or str(error)
-        raise DatasetError(damage)
+        return next_whole(self._dataset, index)
 
 
 class DamageCount:

@@ -22,7 +22,7 @@ class RunImages:
     def __init__(self, run_dir, dataset, seed, batch, device):
         self._run_dir = run_dir
         self._batch = batch
-        self._size, self._reals, labels = snapshot_grid(dataset, seed)
+        self._size, self._reals, labels, self.damage = snapshot_grid(dataset, seed)
         self._labels = torch.from_numpy(labels).to(device)
         self._generator = torch.Generator().manual_seed(seed)
         self._device = device

@@ -12,6 +12,7 @@ import PIL.Image
 import torch
 
 from dnnlib.util import atomic_write
+from training.damaged_images import next_whole
 
 __all__ = [
     "grid_size",
@@ -147,15 +148,16 @@ class LabelledImages(Protocol):
 
 def snapshot_grid(
     dataset: LabelledImages, seed: int
-) -> tuple[tuple[int, int], np.ndarray, np.ndarray]:
+) -> tuple[tuple[int, int], np.ndarray, np.ndarray, list[str]]:
     """Choose the real images for ``reals.png``, and the labels for the grids of generated ones.
 
     With class labels each row shows one class, in order of the classes (as many as there are
-    rows); otherwise the images are a random choice. Images repeat where there are too few.
+    rows); otherwise the images are a random choice. Images repeat where there are too few, and in
+    the place of a damaged one stands the next whole one.
 
     Returns:
         size (columns, rows); images uint8 [columns * rows, C, H, W]; labels float32
-        [columns * rows, label_dim].
+        [columns * rows, label_dim]; what is wrong with damaged ones.
     """
     rng = np.random.RandomState(seed)
     _, height, width = dataset.image_shape
@@ -166,8 +168,9 @@ def snapshot_grid(
         chosen = [np.resize(rng.permutation(indices), columns) for indices in members]
     else:
         chosen = [np.resize(rng.permutation(len(dataset)), columns * rows)]
-    images, labels = zip(*(dataset[int(index)] for index in np.concatenate(chosen)), strict=True)
-    return (columns, rows), np.stack(images), np.stack(labels)
+    items = (next_whole(dataset, int(index)) for index in np.concatenate(chosen))
+    images, labels, damage = zip(*items, strict=True)
+    return (columns, rows), np.stack(images), np.stack(labels), list(filter(None, damage))
 
 
 def _members_of_classes(dataset: LabelledImages) -> list[np.ndarray]:

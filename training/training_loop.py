@@ -8,12 +8,13 @@ from pathlib import Path
 
 import torch
 
+from dnnlib.util import first_line
 from torch_utils import host_memory
 from torch_utils.distributed import Processes, average
 from torch_utils.ops import backend
 from torch_utils.training_stats import TrainingStats
 from training.ada import UPDATE_INTERVAL
-from training.checkpoint import StateWriter
+from training.checkpoint import StateError, StateWriter
 from training.consistency import check_consistency
 from training.continuation import journal_sizes
 from training.curves import save_curves
@@ -66,6 +67,10 @@ class TrainingRun:
         processes: Which process this is of those that train together; the first one alone
             reports and writes.
         measure: Function (G_ema, path of its snapshot) that returns numbers by name, or None.
+
+    Raises:
+        DatasetError: Too many images are damaged.
+        StateError: `continued` is of another run.
     """
 
     def __init__(
@@ -96,14 +101,22 @@ class TrainingRun:
         path, self.saved = continued or (None, None)
         self.writer = StateWriter(self.run_dir, path) if first else None
         self.last_save = time.monotonic()
-        if self.saved is not None:
+        if self.saved is None:
+            self.data.learn([self.images.damage])
+        else:
             self.take_up(self.saved)
 
     def take_up(self, saved):
         """Put every part where it was when a state was saved, but for the random numbers."""
         self.stage_switch, self.unmeasured = saved["stage_switch"], saved["unmeasured"]
         for name, part in self.parts().items():
-            part.load_state_dict(saved["parts"][name])
+            try:
+                part.load_state_dict(saved["parts"][name])
+            except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+                raise StateError(
+                    f"the training state does not fit this run ({name}: {first_line(error)}); "
+                    "--restart starts over"
+                ) from error
 
     def what_goes_back(self):
         """Parts that a run which diverges takes back to its last good tick, if it may."""

@@ -31,7 +31,7 @@ def outdir(tmp_path):
     (tmp_path / "00000-x").mkdir()
     for nimg in (3008, NIMG):
         content = {"format": 1, "w": torch.arange(99)}
-        write_state(tmp_path / "00000-x", nimg, content)
+        write_state(tmp_path / "00000-x", nimg, nimg, content)
     return tmp_path
 
 
@@ -99,7 +99,7 @@ def run_folder(folder, nimg, position, seen):
         "data": {"position": position},
     }
     rest = {"random": [1], "dataset": "x", "stage_switch": None}
-    write_state(folder, nimg, {"format": 1, "parts": parts, **rest})
+    write_state(folder, nimg, nimg, {"format": 1, "parts": parts, **rest})
     lines = [
         f'{{"Loss/signs/real": {{"num": {num}}}, "timestamp": {random.random()}}}' for num in seen
     ]

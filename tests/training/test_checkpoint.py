@@ -35,8 +35,8 @@ def nimgs(folder):
 
 
 def test_what_is_read_is_what_was_written(tmp_path):
-    path = write_state(tmp_path, 1234, content(0.5))
-    assert path.name.startswith("training-state-000000001234-")
+    path = write_state(tmp_path, 7, 1234, content(0.5))
+    assert path.name.startswith("training-state-000007-000001234-")
     read = read_state(path)
     assert torch.equal(read["parts"][0]["weight"], torch.full([300, 10], 0.5))
     assert read["parts"][1] == (1, "a", None)
@@ -61,7 +61,7 @@ def test_two_are_kept(tmp_path):
 
 
 def test_a_run_that_goes_on_from_an_older_state_keeps_that_one(tmp_path):
-    paths = [write_state(tmp_path, nimg, content(nimg)) for nimg in (10, 20)]
+    paths = [write_state(tmp_path, nimg, nimg, content(nimg)) for nimg in (10, 20)]
     paths[1].write_bytes(paths[1].read_bytes()[:100])
     (tmp_path / ".training-state-0123.part").write_bytes(b"of a process that was killed")
     path, _ = read_newest_state(tmp_path)
@@ -80,7 +80,7 @@ def damaged(data, how):
 
 @pytest.mark.parametrize("how", ["a flipped bit", "truncated", "empty", "longer"])
 def test_a_damaged_state_is_named_and_the_one_before_is_used(tmp_path, caplog, how):
-    older, newer = (write_state(tmp_path, nimg, content(nimg)) for nimg in (10, 20))
+    older, newer = (write_state(tmp_path, nimg, nimg, content(nimg)) for nimg in (10, 20))
     newer.write_bytes(damaged(newer.read_bytes(), how))
     path, read = read_newest_state(tmp_path)
     assert path == older and (read["parts"][0]["weight"] == 10).all()
@@ -89,7 +89,7 @@ def test_a_damaged_state_is_named_and_the_one_before_is_used(tmp_path, caplog, h
 
 
 def test_no_state_that_can_be_used(tmp_path):
-    path = write_state(tmp_path, 10, content())
+    path = write_state(tmp_path, 1, 10, content())
     path.write_bytes(b"")
     with pytest.raises(StateError, match="holds no training state that can be used; --restart"):
         read_newest_state(tmp_path)
@@ -97,7 +97,7 @@ def test_no_state_that_can_be_used(tmp_path):
 
 def under_its_checksum(folder, data):
     (folder / "x").write_bytes(data)
-    path = folder / f"training-state-{1:012d}-{checkpoint._digest(folder / 'x')}.pt"
+    path = folder / f"training-state-000001-000000001-{checkpoint._digest(folder / 'x')}.pt"
     (folder / "x").rename(path)
     return path
 
@@ -125,7 +125,7 @@ def test_a_state_that_unpacks_to_more_than_it_holds(tmp_path):
 
 
 def test_another_format(tmp_path):
-    path = write_state(tmp_path, 1, {"format": 99})
+    path = write_state(tmp_path, 1, 1, {"format": 99})
     with pytest.raises(StateError, match="no training state of this version"):
         read_state(path)
 

@@ -1,6 +1,8 @@
+import errno
 import json
 import multiprocessing
 import os
+from types import SimpleNamespace
 
 import pytest
 
@@ -13,9 +15,26 @@ from training.continuation import (
     find_run,
     find_unfinished,
     journal_sizes,
+    read_settings,
     take_up,
+    write_settings,
 )
 from training.run_dir import lock_run
+
+DATA = SimpleNamespace(signature="as it was")
+
+
+def content(run_dir, nimg=500, **others):
+    """What a state holds, as far as it matters here."""
+    return {
+        "format": 1,
+        "parts": {"training": {"nimg": nimg}},
+        "random": [],
+        "journals": journal_sizes(run_dir),
+        "dataset": "as it was",
+        "stage_switch": None,
+        "unmeasured": None,
+    } | others
 
 
 def make_run(outdir, number, nimg=500, **options):
@@ -24,13 +43,12 @@ def make_run(outdir, number, nimg=500, **options):
     run_dir.mkdir(parents=True)
     (run_dir / "training_options.json").write_text(tiny.config(**options).to_json())
     if nimg is not None:
-        content = {"format": 1, "parts": {"training": {"nimg": nimg}}}
-        write_state(run_dir, nimg, content | {"journals": journal_sizes(run_dir)})
+        write_state(run_dir, 1, nimg, content(run_dir, nimg))
     return run_dir
 
 
 def test_the_newest_unfinished_run_of_the_same_settings(tmp_path):
-    assert find_unfinished(tmp_path / "nowhere", tiny.config()) is None
+    assert find_unfinished(tmp_path / "nowhere", tiny.config()) == (None, [])
     make_run(tmp_path, 1)
     expected = make_run(tmp_path, 2)
     make_run(tmp_path, 3, gamma=7.0)
@@ -38,14 +56,39 @@ def test_the_newest_unfinished_run_of_the_same_settings(tmp_path):
     make_run(tmp_path, 5, nimg=None)  # nothing to go on from
     (make_run(tmp_path, 6) / "training_options.json").write_text("{")
     (tmp_path / "notes-7").mkdir()
-    assert find_unfinished(tmp_path, tiny.config()) == expected
-    assert find_unfinished(tmp_path, tiny.config(seed=9)) is None
+    assert find_unfinished(tmp_path, tiny.config()) == (expected, [])
+    run_dir, lines = find_unfinished(tmp_path, tiny.config(seed=9))
+    assert run_dir is None
+    assert lines == [
+        f"00006-tiny is left alone: Cannot read '{tmp_path}/00006-tiny/training_options.json': not "
+        "of this version.",
+        "00003-tiny is unfinished, too, but differs in --seed (0 there), --gamma (7.0 there); "
+        f"--resume={tmp_path}/00003-tiny goes on with it.",
+        *(
+            f"{name} is unfinished, too, but differs in --seed (0 there); "
+            f"--resume={tmp_path}/{name} goes on with it."
+            for name in ("00002-tiny", "00001-tiny")
+        ),
+    ]
 
 
 @pytest.mark.parametrize("options", [dict(workers=1), dict(snap=3), dict(save_minutes=1.0)])
 def test_what_does_not_make_another_run(tmp_path, options):
     run_dir = make_run(tmp_path, 0)
-    assert find_unfinished(tmp_path, tiny.config(**options)) == run_dir
+    assert find_unfinished(tmp_path, tiny.config(**options)) == (run_dir, [])
+
+
+def test_a_run_of_very_other_settings_is_not_mentioned(tmp_path):
+    make_run(tmp_path, 0, gamma=7.0, seed=3, batch=16, batch_gpu=16, kimg=5)
+    assert find_unfinished(tmp_path, tiny.config()) == (None, [])
+
+
+def test_a_damaged_last_state_finishes_no_run(tmp_path):
+    run_dir = make_run(tmp_path, 0, nimg=1000)
+    assert find_unfinished(tmp_path, tiny.config()) == (None, [])
+    [state] = run_dir.glob("training-state-*")
+    state.write_bytes(state.read_bytes()[:-1])
+    assert find_unfinished(tmp_path, tiny.config()) == (run_dir, [])
 
 
 def hold(run_dir, held, release):
@@ -61,24 +104,59 @@ def test_a_run_of_another_process_is_left_alone(tmp_path):
     process = context.Process(target=hold, args=(run_dir, held, release))
     process.start()
     assert held.wait(60)
-    assert find_unfinished(tmp_path, tiny.config()) is None
+    expected = [f"Another process is training in {run_dir}: this is a new run."]
+    assert find_unfinished(tmp_path, tiny.config()) == (None, expected)
     with pytest.raises(BlockingIOError, match="Another process is training in"):
         with lock_run(run_dir):
             pass
     process.kill()  # the lock goes with the process
     process.join()
-    assert find_unfinished(tmp_path, tiny.config()) == run_dir
+    assert find_unfinished(tmp_path, tiny.config()) == (run_dir, [])
+
+
+def test_a_file_system_without_locks(tmp_path, monkeypatch, caplog):
+    def refuse(*_args):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    run_dir = make_run(tmp_path, 0)
+    monkeypatch.setattr("training.run_dir.fcntl.lockf", refuse)
+    with lock_run(run_dir):
+        assert find_unfinished(tmp_path, tiny.config()) == (run_dir, [])
+    assert "cannot be locked (No locks available)" in caplog.text
+
+
+def test_settings_are_written_whole_and_only_where_they_differ(tmp_path, monkeypatch):
+    write_settings(tmp_path, tiny.config())
+    path = tmp_path / "training_options.json"
+    before = path.stat().st_ino
+    write_settings(tmp_path, tiny.config())
+    assert path.stat().st_ino == before
+
+    def killed(*_args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            write_settings(tmp_path, tiny.config(seed=1))
+    assert read_settings(tmp_path) == tiny.config()
+    write_settings(tmp_path, tiny.config(seed=1))
+    assert read_settings(tmp_path) == tiny.config(seed=1)
 
 
 def test_runs_that_resume_names(tmp_path):
     with pytest.raises(StateError, match="no run in --outdir=.* holds a training state"):
         find_run(tmp_path, "latest")
-    older, newest = make_run(tmp_path, 1), make_run(tmp_path, 12, nimg=1000)
+    older, finished = make_run(tmp_path, 1), make_run(tmp_path, 12, nimg=1000)
     empty = make_run(tmp_path, 13, nimg=None)
-    assert find_run(tmp_path, "latest") == newest
+    assert find_run(tmp_path, "latest") == older
+    assert find_run(tmp_path, "latest", kimg=2) == finished
     assert find_run("elsewhere", str(older)) == older
     with pytest.raises(StateError, match=f"--resume={empty}: this folder holds no training"):
         find_run(tmp_path, str(empty))
+    make_run(tmp_path / "done", 0, nimg=1000)
+    with pytest.raises(StateError, match="all runs in .* are finished; give a larger --kimg"):
+        find_run(tmp_path / "done", "latest")
 
 
 def test_settings_may_change(tmp_path):
@@ -116,22 +194,47 @@ def test_settings_that_cannot_be_read(tmp_path, text):
 def test_a_finished_run(tmp_path):
     run_dir = make_run(tmp_path, 0, nimg=1000)
     with pytest.raises(StateError, match="is finished at kimg 1.0; give a larger --kimg"):
-        take_up(run_dir, tiny.config())
-    assert take_up(run_dir, tiny.config(kimg=2))
+        take_up(run_dir, tiny.config(), DATA)
+    assert take_up(run_dir, tiny.config(kimg=2), DATA)
+
+
+def test_other_data_are_refused_and_nothing_is_cut(tmp_path):
+    run_dir = make_run(tmp_path, 0)
+    (run_dir / "stats.jsonl").write_text("after the state")
+    with pytest.raises(StateError, match="the data in '.*' have changed since"):
+        take_up(run_dir, tiny.config(), SimpleNamespace(signature="other"))
+    assert (run_dir / "stats.jsonl").read_text() == "after the state"
 
 
 def test_journals_are_cut_back(tmp_path):
-    names = ["stats.jsonl", "log.txt", "metric-fid50k_full.jsonl", "events.out.tfevents.1"]
+    names = ["stats.jsonl", "metric-fid50k_full.jsonl", "events.out.tfevents.1"]
     for name in names:
         (tmp_path / name).write_text("before\n")
     sizes = journal_sizes(tmp_path)
     assert sizes == dict.fromkeys(names, 7)
-    for name in [*names, "events.out.tfevents.2", "fakes000000.png"]:
+    for name in [*names, "events.out.tfevents.2", "fakes000000.png", "log.txt"]:
         with open(tmp_path / name, "a") as file:
             file.write("after\n")
-    os.truncate(tmp_path / "log.txt", 3)  # lost by the disk
+    os.truncate(tmp_path / "stats.jsonl", 3)  # lost by the disk
     cut_journals(tmp_path, sizes)
     kept = {path.name: path.read_text() for path in tmp_path.iterdir()}
     assert kept == dict.fromkeys(names, "before\n") | {
-        "log.txt": "bef", "fakes000000.png": "after\n",
+        "stats.jsonl": "bef", "fakes000000.png": "after\n", "log.txt": "after\n",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "others",
+    [
+        dict(parts=[]), dict(parts={}), dict(parts={"training": []}), dict(random="x"),
+        dict(parts={"training": {"nimg": "x"}}), dict(journals=["stats.jsonl"]), dict(dataset=1),
+        dict(journals={"stats.jsonl": "long"}), dict(journals={"stats.jsonl": -1}),
+    ],
+)  # fmt: skip
+def test_states_that_hold_other_things(tmp_path, others):
+    run_dir = make_run(tmp_path, 0, nimg=None)
+    write_state(run_dir, 1, 500, content(run_dir, **others))
+    (run_dir / "stats.jsonl").write_text("kept")
+    with pytest.raises(StateError, match="is no training state of this version; --restart"):
+        take_up(run_dir, tiny.config(), DATA)
+    assert (run_dir / "stats.jsonl").read_text() == "kept"

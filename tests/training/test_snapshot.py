@@ -282,8 +282,8 @@ class Toy:
 
 
 def test_grid_without_labels_is_a_random_choice():
-    size, images, labels = snapshot.snapshot_grid(Toy(200), seed=3)
-    assert size == (15, 8)
+    size, images, labels, damage = snapshot.snapshot_grid(Toy(200), seed=3)
+    assert size == (15, 8) and damage == []
     assert images.shape == (120, 1, 512, 512)
     assert (labels.shape, labels.dtype) == ((120, 0), np.float32)
     indices = images[:, 0, 0, 0]
@@ -293,14 +293,14 @@ def test_grid_without_labels_is_a_random_choice():
 
 
 def test_grid_of_few_images_repeats_them():
-    _, images, _ = snapshot.snapshot_grid(Toy(50), seed=0)
+    _, images, *_ = snapshot.snapshot_grid(Toy(50), seed=0)
     assert np.bincount(images[:, 0, 0, 0]).tolist().count(0) == 0
     assert len(images) == 120
 
 
 @pytest.mark.parametrize(("classes", "rows"), [(3, 3), (20, 8)])
 def test_grid_with_labels_shows_one_class_a_row(classes, rows):
-    size, images, labels = snapshot.snapshot_grid(Toy(240, classes), seed=0)
+    size, images, labels, _ = snapshot.snapshot_grid(Toy(240, classes), seed=0)
     assert size == (15, rows)
     shown = labels.reshape(rows, 15, classes).argmax(axis=2)
     assert shown.tolist() == [[row] * 15 for row in range(rows)]
@@ -318,7 +318,7 @@ def test_grid_fits_the_real_data_set(tmp_path):
     labels = ", ".join(f'["00000/img{index:08d}.png", {index % 2}]' for index in range(6))
     (tmp_path / "dataset.json").write_text(f'{{"labels": [{labels}]}}')
     data = dataset.ImageFolderDataset(str(tmp_path), use_labels=True)
-    size, images, found = snapshot.snapshot_grid(data, seed=0)
+    size, images, found, _ = snapshot.snapshot_grid(data, seed=0)
     assert size == (32, 2)
     assert images.shape == (64, 3, 16, 16)
     assert found.argmax(axis=1).tolist() == [0] * 32 + [1] * 32
