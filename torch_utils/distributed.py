@@ -249,10 +249,9 @@ def _of_this_attempt(
         names = store.multi_get([f"name of {other}" for other in range(count)])
         attempt = torch.distributed.PrefixStore(b" ".join(names).decode(), store)
         attempt.set(f"seen by {rank}", "")
-        with contextlib.suppress(torch.distributed.DistStoreError):  # some names are of the dead
-            everyone = [f"seen by {other}" for other in range(count)]
-            attempt.wait(everyone, timedelta(seconds=1))
+        if attempt.check([f"seen by {other}" for other in range(count)]):
             return attempt
+        time.sleep(0.05)  # some names are of the dead
     raise TimeoutError(f"not all of the {count} processes have started: timed out")
 
 
