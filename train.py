@@ -223,7 +223,7 @@ def prepare_and_train(processes, outdir, dry_run, restart, given):
         return
     prepare_operators(config)  # a dry run builds nothing
     goes_on = run_dir is not None
-    networks = None if goes_on else read_resume(config)  # nor does it download
+    networks = None if goes_on else read_resume(processes, config)  # nor does it download
     open_measure = None
     if processes.first:
         by_default = not {"metrics", "detector"} & asked.keys()
@@ -302,12 +302,14 @@ def prepare_operators(config):
         raise click.ClickException(str(error)) from error
 
 
-def read_resume(config):
+def read_resume(processes, config):
     """The networks of --resume, or None."""
     from training.transfer import TransferError, read_snapshot
 
+    if config.resume is None:
+        return None
     try:
-        return None if config.resume is None else read_snapshot(config.resume)
+        return processes.first_alone(lambda: read_snapshot(config.resume))
     except TransferError as error:
         raise click.ClickException(str(error)) from error
 

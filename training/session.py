@@ -69,7 +69,7 @@ def train_job(processes, job):
             processes.first_alone(lambda: cache_images(job.dataset))
         networks = job.networks
         if networks is None and config.resume is not None and continued is None:
-            networks = read_snapshot(config.resume)
+            networks = processes.first_alone(lambda: read_snapshot(config.resume))
         with log_to(run_dir / "log.txt") if processes.first else contextlib.nullcontext():
             own = dataclasses.replace(config, device=_own_device(processes, config.device))
             measure = job.open_measure() if processes.first and job.open_measure else None
@@ -77,6 +77,7 @@ def train_job(processes, job):
             if processes.first:
                 print(f"Run folder: {run_dir}", flush=True)  # the log lies in it
                 write_settings(run_dir, config)
+            processes.wait_for_first()  # it may have had detectors to load
             run.train()
     states = find_states(run_dir) if processes.first else []
     saved = states[0].nimg / 1e3 if states else None
