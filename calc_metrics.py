@@ -143,17 +143,12 @@ def _snapshot(network: str | None) -> str:
 
 
 def _device(name: str | None, gpus: int) -> str:
-    import torch
-
     from torch_utils.devices import find_device
 
     try:
-        device = find_device(name)
+        return str(find_device(name, gpus))
     except ValueError as error:
         raise click.UsageError(f"{error}.") from None
-    if device.type == "cuda" and gpus > torch.cuda.device_count():
-        raise click.UsageError(f"--gpus={gpus}: there are {torch.cuda.device_count()} GPUs here.")
-    return str(device)
 
 
 def _measure(job: "Job", processes: int) -> "list[Result] | None":

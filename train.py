@@ -198,10 +198,17 @@ def main(outdir, dry_run, restart, **options):
 
 def prepare_and_train(processes, outdir, dry_run, restart, given):
     """Complete the settings, say what will be done, and do it."""
+    from torch_utils.distributed import started_again
     from training.session import Job
 
     asked = dict(given)
-    if is_run(given.get("resume")):
+    same_command = not is_run(given.get("resume"))
+    if restart and not same_command:
+        raise click.UsageError("--restart starts a new run, --resume=RUN goes on with one")
+    if restart and started_again():
+        click.echo("--restart is left out, as this is not the first attempt.")
+        restart = False
+    if not same_command:
         notes = choose_metrics(given) if "metrics" in given else []
         run_dir, config, dataset, changes = reopen(outdir, given)
         notes += changes
@@ -217,7 +224,8 @@ def prepare_and_train(processes, outdir, dry_run, restart, given):
     for line in [f"Settings: {config.to_json()}", f"Run: {description}", *notes]:
         click.echo(line)
     if run_dir:
-        click.echo(f"Going on with the unfinished run {run_dir}; --restart starts a new one.")
+        hint = "; --restart starts a new one" if same_command else ""
+        click.echo(f"Going on with the unfinished run {run_dir}{hint}.")
     if dry_run:
         click.echo("Dry run: nothing was written.")
         return
@@ -227,7 +235,8 @@ def prepare_and_train(processes, outdir, dry_run, restart, given):
     open_measure = None
     if processes.first:
         by_default = not {"metrics", "detector"} & asked.keys()
-        config, open_measure = open_metrics(config, by_default)
+        possible, open_measure = open_metrics(config, by_default)
+        config = config if goes_on else possible  # next time they may be possible again
     if not goes_on:
         run_dir = processes.share(make_run_dir(outdir, description) if processes.first else None)
     run(processes, Job(config, dataset, run_dir, goes_on, networks, open_measure))

@@ -78,6 +78,26 @@ def test_a_new_run(stopped, options):
     assert runs(run_dir.parent) == ["00000", "00001"] and seen(run_dir) == 400
 
 
+def test_a_command_that_is_repeated_does_not_start_over_again(stopped, monkeypatch):
+    args, run_dir = stopped
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    output = invoke(*TINY, *args, "--restart").output
+    assert "--restart is left out, as this is not the first attempt." in output
+    assert runs(run_dir.parent) == ["00000"] and seen(run_dir) == 1000
+
+
+def test_restart_and_a_run_to_go_on_with(stopped):
+    args, run_dir = stopped
+    line = refused(f"--resume={run_dir}", "--restart", code=2)
+    assert "--restart starts a new run, --resume=RUN goes on with one" in line
+
+
+def test_what_is_other_on_this_machine_is_told(stopped):
+    args, run_dir = stopped
+    output = invoke(*TINY, *args, "--snap=7", "--dry-run").output
+    assert "snap: 50 -> 7" in output and f"Going on with the unfinished run {run_dir}" in output
+
+
 def test_a_dry_run_tells_and_changes_nothing(stopped):
     args, run_dir = stopped
     before = {path.name: path.stat().st_mtime_ns for path in run_dir.iterdir()}
@@ -94,6 +114,7 @@ def test_resume_needs_no_other_options(stopped, name):
     resume = "latest" if name == "latest" else run_dir
     result = invoke(f"--outdir={run_dir.parent}", f"--resume={resume}")
     assert result.exit_code == 0, result.output
+    assert f"Going on with the unfinished run {run_dir}.\n" in result.output
     assert runs(run_dir.parent) == ["00000"] and seen(run_dir) == 1000
 
 
@@ -146,6 +167,21 @@ def test_a_run_that_may_go_back_goes_on(data, tmp_path, monkeypatch):
     result = invoke(*TINY, *args)
     assert result.exit_code == 0, result.output
     assert seen(run_dir) == 1000
+
+
+def test_signals_that_come_while_a_run_ends(stopped, monkeypatch):
+    """Process managers repeat themselves, while curves are drawn."""
+    args, run_dir = stopped
+    show = TrainingRun.show
+
+    def show_under_signals(run, end):
+        for name in ("SIGTERM", "SIGUSR1"):
+            os.kill(os.getpid(), getattr(signal, name))
+        show(run, end)
+
+    monkeypatch.setattr(TrainingRun, "show", show_under_signals)
+    result = interrupted(monkeypatch, *args, at=800)
+    assert result.exit_code == 0 and "Stopped by SIGTERM at kimg 0.8" in result.output
 
 
 def test_runs_that_differ_a_little_are_mentioned(stopped):

@@ -243,3 +243,12 @@ def test_an_archive_that_is_replaced_while_training(data, tmp_path, monkeypatch)
     path.write_bytes(Path(data).read_bytes())
     _, output = trained(*options)
     assert "Going on with the unfinished run" in output
+
+
+def test_damage_in_the_sample_grid_is_passed_over(tmp_path):
+    files = make_data.archive_files(make_data.pixels(200, 8, 1))
+    [name] = [name for name in files if name.endswith("00000007.png")]
+    files[name] = files[name][:45]
+    data = make_data.write_zip(tmp_path / "data.zip", files)
+    _, output = trained(f"--data={data}", f"--outdir={tmp_path / 'runs'}", *FEW_CHANNELS)
+    assert output.count("an image is left out (1 so far)") == 1 and name in output

@@ -1,6 +1,9 @@
 """Metrics during training."""
 
 import json
+import os
+import shutil
+import signal
 
 import numpy as np
 import pytest
@@ -13,6 +16,8 @@ from metrics.job import Job, run_job
 from tests import tiny
 from tests.train_cli import SMALL, invoke, refused, snapshot, trained
 from torch_utils.distributed import Processes
+from training.checkpoint import read_newest_state
+from training.training_loop import TrainingRun
 
 COMMON = ("--kimg=2", "--coop-kimg=1", "--coop-steps=1", "--batch=100", "--gamma=0", "--snap=1")
 
@@ -96,6 +101,28 @@ def test_numbers_in_tensorboard_and_on_the_page(first):
     page = (run_dir / "index.html").read_text()
     assert "<h2>Metrics</h2>" in page and f"<td>{found[-1]:.4g}</td>" in page
     assert "<th>pr20_k3_recall@own</th>" in page
+
+
+def test_a_run_that_stops_measures_when_it_goes_on(files, tmp_path, monkeypatch):
+    iterate = TrainingRun.iterate
+
+    def iterate_and_stop(run):
+        iterate(run)
+        if run.state.nimg == 1000:  # where the first stage ends, with a snapshot
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    args = (*SMALL, f"--data={files['data']}", f"--outdir={tmp_path}", *COMMON)
+    args += ("--metrics=fid20_full", f"--detector={files['detector']}")
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingRun, "iterate", iterate_and_stop)
+        assert "the state of kimg 1.0 is saved" in invoke(*args).output
+    [run_dir] = tmp_path.glob("0*")
+    first, second, third = (f"network-snapshot-{kimg:06d}.pkl" for kimg in range(3))
+    assert [r["snapshot_pkl"] for r in records(run_dir, "fid20_full@own")] == [first]
+    assert read_newest_state(run_dir)[1]["unmeasured"] == second
+    assert "Done." in invoke(*args).output
+    measured = [r["snapshot_pkl"] for r in records(run_dir, "fid20_full@own")]
+    assert measured == [first, second, third]
 
 
 def weights(run_dir):
@@ -204,6 +231,24 @@ def test_metrics_by_default_do_not_stand_in_the_way(files, tmp_path, offline, mo
     run_dir, output = trained(f"--data={files['data']}", f"--outdir={tmp_path}")
     assert output.count("Metrics are off: cannot download https://") == 1
     assert json.loads((run_dir / "training_options.json").read_text())["metrics"] == "none"
+
+
+def test_metrics_that_are_impossible_once_stay_settings_of_the_run(
+    files, tmp_path, offline, monkeypatch
+):
+    detector = tmp_path / "own.pt"
+    shutil.copy(files["detector"], detector)
+    run_dir, _ = trained(
+        f"--data={files['data']}", f"--outdir={tmp_path / 'runs'}", "--metrics=is20",
+        f"--detector={detector}",
+    )  # fmt: skip
+    detector.unlink()
+    output = invoke(f"--resume={run_dir}", "--kimg=2").output
+    assert "Metrics are off: " in output and "Done." in output
+    shutil.copy(files["detector"], detector)
+    assert "Done." in invoke(f"--resume={run_dir}", "--kimg=3").output
+    measured = [r["snapshot_pkl"] for r in records(run_dir, "is20@own")]
+    assert measured[-1] == "network-snapshot-000003.pkl" and len(measured) == 3
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import itertools
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -284,6 +285,21 @@ def test_a_process_that_dies_ends_all(data, tmp_path):
     assert process.returncode == 1
     assert "Error: process 1 was killed by signal 9" in output
     assert read_state(find_states(run_of(outdir))[-1].path)
+
+
+def test_data_that_are_replaced_end_all_with_the_state_saved(data, tmp_path):
+    outdir, path = tmp_path / "runs", tmp_path / "data.zip"
+    shutil.copy(data, path)
+    process = start(command(path, outdir, "--gpus=2", "--kimg=1000"))
+    wait_for_a_state(process, outdir)
+    tiny.write_data(path, count=41)
+    output = output_of(process)
+    assert process.returncode == 1 and "has been replaced" in output.strip().splitlines()[-1]
+    run_dir = run_of(outdir)
+    assert find_states(run_dir)[0].nimg >= 4000, "of the tick that noticed"
+    shutil.copy(data, path)
+    output = output_of(start(command(path, outdir, "--gpus=2", f"--resume={run_dir}", "-n")))
+    assert f"Going on with the unfinished run {run_dir}." in output
 
 
 def test_a_process_that_hangs_ends_all(data, tmp_path):

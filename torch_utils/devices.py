@@ -7,11 +7,11 @@ import torch
 __all__ = ["find_device"]
 
 
-def find_device(name: str | None = None) -> torch.device:
+def find_device(name: str | None = None, processes: int = 1) -> torch.device:
     """The device ``cpu``, ``cuda`` or ``cuda:N`` of that name; None: the GPU where there is one.
 
-    Raises ValueError, with a message about ``--device``, for other names and for GPUs that are not
-    there.
+    ``processes`` need a GPU each, unless they compute on the CPU. Raises ValueError, with a message
+    about ``--device`` or ``--gpus``, for other names and for GPUs that are not there.
     """
     if name is None:
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -20,4 +20,6 @@ def find_device(name: str | None = None) -> torch.device:
         raise ValueError(f"--device must be cpu, cuda or cuda:N, not {name}")
     if name != "cpu" and int(named[1] or 0) >= torch.cuda.device_count():
         raise ValueError(f"--device={name} is not there; use --device=cpu")
+    if name != "cpu" and processes > torch.cuda.device_count():
+        raise ValueError(f"--gpus={processes}: there are {torch.cuda.device_count()} GPUs here")
     return torch.device(name)

@@ -29,7 +29,9 @@ __all__ = [
     "device_of",
     "is_first",
     "joined_by_torchrun",
+    "processes_here",
     "run_processes",
+    "started_again",
     "under_torchrun",
 ]
 
@@ -41,6 +43,8 @@ _SIGNALS = tuple(
 )
 # Two groups of all processes: "steps" ends with an error after the timeout, "patient" much later.
 _groups = {}
+# Errors that end a process which waits for others in vain.
+_OF_TALKING = ("RuntimeError", "DistBackendError", "DistNetworkError", "DistStoreError")
 _FAILURES = (
     torch.multiprocessing.ProcessRaisedException,
     torch.multiprocessing.ProcessExitedException,
@@ -223,15 +227,25 @@ def under_torchrun() -> bool:
     return all(name in os.environ for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"))
 
 
+def processes_here(count: int) -> int:
+    """How many of ``count`` processes are on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", count)) if under_torchrun() else count
+
+
+def started_again() -> bool:
+    """Whether torchrun or Slurm repeats a command, as an earlier attempt has ended."""
+    counts = (os.environ.get(f"{name}_RESTART_COUNT") for name in ("TORCHELASTIC", "SLURM"))
+    return any(count not in (None, "", "0") for count in counts)
+
+
 @contextlib.contextmanager
 def joined_by_torchrun(device: str, timeout: timedelta = _PATIENCE) -> Iterator[Processes]:
     """Context in which this process can talk to all that torchrun has started, on any machine."""
     rank, count = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     local = int(os.environ.get("LOCAL_RANK", rank))
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", count))
     store, *_ = next(rendezvous("env://", rank, count, timeout=max(timeout, _MEETING)))
     store = _of_this_attempt(store, rank, count, max(timeout, _MEETING))
-    with _joined(rank, count, here, store, device_of(local, device), timeout):
+    with _joined(rank, count, processes_here(count), store, device_of(local, device), timeout):
         yield Processes(rank, count)
 
 
@@ -298,15 +312,16 @@ def _worker_error(
     for number in came:
         if -number in codes:
             return WorkerError(f"stopped by {signal.Signals(number).name}")
-    message = reason.get("message", str(error))
-    if re.search("timed? ?out", message, re.IGNORECASE):
+    killed = _killed(codes)
+    if killed and isinstance(error, torch.multiprocessing.ProcessExitedException):
+        return WorkerError(killed)
+    message, kind = reason.get("message", str(error)), reason.get("kind", "")
+    if kind in _OF_TALKING and re.search("timed? ?out", message, re.IGNORECASE):
         return WorkerError(
             f"a process has kept the others waiting for too long ({message.splitlines()[0][-200:]})"
         )
-    if killed := _killed(codes):
-        return WorkerError(killed)
     told = WorkerError(message)
-    told.kind = reason.get("kind", "")
+    told.kind = kind
     return told
 
 

@@ -206,7 +206,7 @@ class StateWriter:
     has been read back. What cannot be written is warned of and tried again at the next save.
 
     Args:
-        run_dir: The run folder; parts that an earlier process left in it are removed.
+        run_dir: The run folder; unfinished files that a killed process left are removed.
         continued: Path of the state that the run goes on from, or None.
     """
 
@@ -218,7 +218,7 @@ class StateWriter:
         self._error = None
         self._failed = 0
         self._reason = None
-        for part in self._run_dir.glob(".training-state-*.part"):
+        for part in self._run_dir.glob(".*.part"):
             part.unlink(missing_ok=True)
 
     @property

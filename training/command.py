@@ -50,12 +50,14 @@ def silence():
 def machine_settings(given):
     """`given` with the device that it asks for, or that there is, and values for all machines."""
     from torch_utils.devices import find_device
+    from torch_utils.distributed import processes_here
 
     settings = {name: value for name, value in given.items() if name != "nobench"}
     if "data" in given:
         settings["data"] = os.path.abspath(given["data"])  # another folder may be the current one
     try:
-        settings["device"] = str(find_device(given.get("device")))
+        gpus = processes_here(given.get("gpus", 1))
+        settings["device"] = str(find_device(given.get("device"), gpus))
     except ValueError as error:
         raise click.UsageError(str(error)) from error
     if "nobench" in given:
@@ -98,20 +100,21 @@ def is_run(resume):
 
 
 def reopen(outdir, given):
-    """The run that --resume means: (folder, settings, data set, lines on changed settings)."""
+    """The run that --resume means: (folder, settings, data set, lines to print about it)."""
     from training.checkpoint import StateError
     from training.continuation import changed_settings, find_run, read_settings
 
     given = dict(given)
     try:
-        run_dir = find_run(outdir, given.pop("resume"), given.get("kimg"))
-        given.setdefault("device", read_settings(run_dir).device)
+        run_dir, lines = find_run(outdir, given.pop("resume"), given.get("kimg"))
+        before = read_settings(run_dir)
+        given = {"device": before.device, "gpus": before.gpus} | given
         config, changes = changed_settings(run_dir, machine_settings(given))
     except StateError as error:
         raise click.ClickException(str(error)) from error
     except ConfigError as error:
         raise click.UsageError(str(error)) from error
-    return run_dir, config, open_dataset(dataclasses.asdict(config)), changes
+    return run_dir, config, open_dataset(dataclasses.asdict(config)), [*lines, *changes]
 
 
 def unfinished_run(outdir, config):
@@ -129,7 +132,7 @@ def run(processes, job):
     from training.diagnostics import SymptomError
     from training.divergence import DivergenceError
     from training.image_files import DatasetError
-    from training.session import train_job
+    from training.session import train_job, train_spawned_job
     from training.transfer import TransferError
 
     expected = (
@@ -143,7 +146,7 @@ def run(processes, job):
             job = job._replace(networks=None)  # cannot be pickled; each process reads them
             timeout = timedelta(minutes=config.timeout_minutes)
             outcome = run_processes(
-                train_job, config.gpus, job, device=config.device, timeout=timeout
+                train_spawned_job, config.gpus, job, device=config.device, timeout=timeout
             )
         else:
             outcome = train_job(processes, job)

@@ -23,8 +23,8 @@ OF_THE_MACHINE = (
 )  # fmt: skip
 # With other values of these a training state does not fit, or means something else.
 FIXED = (
-    "resolution", "cond", "subset", "mirror", "seed", "z_dim", "w_dim", "mapping_layers",
-    "g_scale", "d_scale", "channel_max", "g_arch", "d_arch", "sn", "freezed", "aug", "augpipe",
+    "cfg", "resolution", "cond", "subset", "mirror", "seed", "z_dim", "w_dim", "mapping_layers",
+    "g_scale", "d_scale", "channel_max", "g_arch", "d_arch", "sn", "freezed", "aug", "p", "augpipe",
 )  # fmt: skip
 
 

@@ -8,10 +8,11 @@ from pathlib import Path
 from dnnlib.util import atomic_write
 from training.checkpoint import StateError, find_states, is_whole, read_newest_state
 from training.config import ConfigError, TrainingConfig
+from training.metric_records import MEASUREMENTS, forget_measurements
 from training.run_dir import is_locked
 
 # Files of numbers that a run appends to; log.txt keeps what was said, of lost iterations, too.
-JOURNALS = ("stats.jsonl", "metric-*.jsonl", "events.out.tfevents.*")
+JOURNALS = ("stats.jsonl", "events.out.tfevents.*", MEASUREMENTS)
 FEW_DIFFERENCES = 3  # settings, up to which another run may have been meant
 
 
@@ -49,45 +50,55 @@ def find_unfinished(outdir, config):
     """
     lines = []
     for run_dir in _runs(outdir):
-        if not find_states(run_dir):
-            continue
         try:
-            differences = config.differences(read_settings(run_dir))
-            kimg = config.kimg if not differences else read_settings(run_dir).kimg
-            if is_finished(run_dir, kimg):
+            if not find_states(run_dir):
+                continue
+            settings = read_settings(run_dir)
+            differences = config.differences(settings)
+            if is_finished(run_dir, settings.kimg, look=not differences):
                 continue
             in_use = is_locked(run_dir)
         except (StateError, OSError) as error:
             lines.append(f"{run_dir.name} is left alone: {error}")
             continue
-        if differences:
-            if len(differences) <= FEW_DIFFERENCES:
-                lines.append(
-                    f"{run_dir.name} is unfinished, too, but differs in {', '.join(differences)}; "
-                    f"--resume={run_dir} goes on with it."
-                )
-        elif in_use:
+        if not differences and not in_use:
+            return run_dir, changes(settings, config)
+        if not differences:
             lines.append(f"Another process is training in {run_dir}: this is a new run.")
-        else:
-            return run_dir, []
+        elif len(differences) <= FEW_DIFFERENCES:
+            lines.append(
+                f"{run_dir.name} is unfinished, too, but differs in {', '.join(differences)}; "
+                f"--resume={run_dir} goes on with it."
+            )
     return None, lines
 
 
-def is_finished(run_dir, kimg):
-    """Whether a run has seen all its images, by its newest state, which is whole."""
+def is_finished(run_dir, kimg, look=True):
+    """Whether a run has seen all its images, by its newest state, which is whole.
+
+    Args:
+        run_dir: The run folder, with at least one state.
+        kimg: Length of the run.
+        look: Read the state; else its name is believed.
+    """
     newest = find_states(run_dir)[0]
+    if newest.nimg < kimg * 1000 or not look:
+        return newest.nimg >= kimg * 1000
     with contextlib.suppress(OSError):  # reading it later says why
-        return newest.nimg >= kimg * 1000 and is_whole(newest.path)
+        return is_whole(newest.path)
     return False
 
 
 def find_run(outdir, resume, kimg=None):
-    """The folder that --resume=latest or --resume=RUN_DIR means.
+    """The run that --resume=latest or --resume=RUN_DIR means.
 
     Args:
         outdir: Folder of all runs.
         resume: Value of the option.
         kimg: What the run is to be continued to; None: as its settings say.
+
+    Returns:
+        (its folder, lines about newer ones that cannot be used).
 
     Raises:
         StateError: There is no such run, or it holds no state.
@@ -95,17 +106,21 @@ def find_run(outdir, resume, kimg=None):
     if resume != "latest":
         if not find_states(resume):
             raise StateError(f"--resume={resume}: this folder holds no training state.")
-        return Path(resume)
-    runs = [run_dir for run_dir in _runs(outdir) if find_states(run_dir)]
-    for run_dir in runs:
-        if not is_finished(run_dir, kimg or read_settings(run_dir).kimg):
-            return run_dir
-    if runs:
+        return Path(resume), []
+    finished, lines = False, []
+    for run_dir in filter(find_states, _runs(outdir)):
+        try:
+            if not is_finished(run_dir, kimg or read_settings(run_dir).kimg):
+                return run_dir, lines
+            finished = True
+        except StateError as error:
+            lines.append(f"{run_dir.name} is left alone: {error}")
+    if finished:
         raise StateError(
             f"--resume=latest: all runs in --outdir={outdir} are finished; give a larger --kimg to "
             "go on with the newest."
         )
-    raise StateError(f"--resume=latest: no run in --outdir={outdir} holds a training state.")
+    raise StateError(" ".join([f"--resume=latest: no run in --outdir={outdir} can go on.", *lines]))
 
 
 def _runs(outdir):
@@ -127,16 +142,20 @@ def changed_settings(run_dir, given):
     """
     before = read_settings(run_dir)
     after = before.changed(given)
-    lines = [
-        f"{name}: {old} -> {getattr(after, name)}"
-        for name, old in vars(before).items()
-        if getattr(after, name) != old
-    ]
     if fixed := before.fixed_differences(after):
         raise ConfigError(
             f"a run cannot go on with another {', '.join(fixed)}: leave it out, or start a new run"
         )
-    return after, lines
+    return after, changes(before, after)
+
+
+def changes(before, after):
+    """Lines `NAME: OLD -> NEW` about what is other in one `TrainingConfig` than in another."""
+    return [
+        f"{name}: {old} -> {getattr(after, name)}"
+        for name, old in vars(before).items()
+        if getattr(after, name) != old
+    ]
 
 
 def journal_sizes(run_dir):
@@ -145,11 +164,13 @@ def journal_sizes(run_dir):
     return {path.name: path.stat().st_size for glob in JOURNALS for path in run_dir.glob(glob)}
 
 
-def cut_journals(run_dir, sizes):
-    """Take away what was appended after `journal_sizes` was called."""
+def cut_journals(run_dir, sizes, nimg):
+    """Take away what a run has appended since `journal_sizes` was called, `nimg` images seen."""
     for name in journal_sizes(run_dir):
         path = Path(run_dir) / name
-        if name not in sizes:
+        if path.match(MEASUREMENTS):
+            forget_measurements(path, sizes.get(name, 0), nimg // 1000)
+        elif name not in sizes:
             path.unlink()
         elif path.stat().st_size > sizes[name]:
             os.truncate(path, sizes[name])
@@ -198,5 +219,5 @@ def take_up(run_dir, config, dataset):
             "them back, or start a new run with --restart, from its newest network-snapshot-*.pkl "
             "with --resume"
         )
-    cut_journals(run_dir, content["journals"])
+    cut_journals(run_dir, content["journals"], nimg)
     return path, content

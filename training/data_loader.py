@@ -1,6 +1,7 @@
 """Batches of real images and of random latents, on the training device."""
 
 import contextlib
+import errno
 import logging
 import re
 import signal
@@ -9,15 +10,18 @@ import warnings
 
 import torch
 
-from dnnlib.util import first_line
 from training.damaged_images import DamageCount, UndamagedImages
 from training.dataset import DatasetError, InfiniteSampler
 from training.interruption import ignore_signals
 
 FORKS = sys.platform == "linux"
 RESTARTS = 3  # of workers, without a batch in between
-# What PyTorch says of a worker that is gone. An error inside of a worker comes as "Caught ...".
-_DEATH = re.compile(r"DataLoader worker \(pid.*\) (exited unexpectedly|is killed by signal)")
+# What PyTorch says of a worker that is gone, or that finds no shared memory for a batch. Any other
+# error inside of a worker has its traceback before it.
+_SHORT = re.compile(
+    r"\ADataLoader worker \(pid.*\) (exited unexpectedly|is killed by signal)"
+    r"|\nRuntimeError: unable to [^\n<]*</?torch_[^\n]*\s*\Z"
+)
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +32,13 @@ def few_cores_are_fine():
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "This DataLoader will create")
         yield
+
+
+def _lacks_memory(error):
+    """Whether workers have died, or could not be started."""
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOMEM, errno.EAGAIN)
+    return isinstance(error, RuntimeError) and _SHORT.search(str(error)) is not None
 
 
 class Fatal(str):
@@ -48,7 +59,7 @@ class RealImages:
         self._device = device
         self._share = dict(rank=rank, num_replicas=config.gpus)
         self._dataset = UndamagedImages(dataset)
-        self._damage = DamageCount(len(dataset), quiet=rank > 0)
+        self._damage = DamageCount(len(dataset) // (1 + config.mirror), quiet=rank > 0)
         self._seed = config.seed
         self._batch = config.batch
         self._options = dict(
@@ -141,21 +152,24 @@ class RealImages:
         """The next batch; the workers are started again where one of them has died."""
         for _ in range(RESTARTS):
             try:
+                if self._batches is None:
+                    with torch.random.fork_rng(devices=[]):  # the start draws a number
+                        self._open()
                 return next(self._batches)
             except Exception as error:
-                if not (isinstance(error, RuntimeError) and _DEATH.match(str(error))):
+                if not _lacks_memory(error):
                     if self._options["num_workers"] == 0:
                         raise
                     # The text holds the traceback of the worker. The one that led here would keep
                     # the iterator, and thereby the workers, beyond __exit__.
                     raise error.with_traceback(None) from None
-                logger.warning("Warning: %s. Starting the workers again.", first_line(error))
+                what = str(error).strip().splitlines()[-1]
+                logger.warning("Warning: %s. Starting the workers again.", what)
                 self._batches = None
-            with torch.random.fork_rng(devices=[]):  # the start draws a number
-                self._open()
         raise DatasetError(
             f"The data-loader workers have died {RESTARTS} times in a row, which happens when "
-            "memory is short: give fewer --workers, or 0."
+            "memory is short, or shared memory (in Docker: --shm-size=1g); give fewer --workers, "
+            "or 0."
         )
 
     def micro_batches(self, real):

@@ -6,11 +6,14 @@ import math
 
 import torch
 
+from torch_utils.distributed import Processes
+
 # Images live in [-1, 1]: sane chains move them by less than 2 (rms), and the paper's literal noise
 # alone by 4.5. Chains that run away pass any limit at once: 1e5 was seen four kimg after 0.2.
 DISPLACEMENT_LIMIT = 20.0
 # Mean scores of sane runs stayed below 10; with a clamped chain, scores are what runs away.
 SCORE_LIMIT = 1e4
+WATCHED = ("G", "D")
 LOWER_STEP = 0.5  # times the learning rates, after going back
 
 logger = logging.getLogger(__name__)
@@ -35,11 +38,13 @@ class DivergenceGuard:
         state: The `TrainingState` to watch.
         parts: What goes back once, together, instead of an error: objects with state_dict() and
             load_state_dict(), `state` among them; empty: nothing does, and only networks are kept.
+        processes: Those that train together; what breaks in one of them is seen by all.
     """
 
-    def __init__(self, state, parts=()):
+    def __init__(self, state, parts=(), processes=None):
         self._watched = state
         self._parts = parts
+        self._processes = processes or Processes()
         self._remember()
 
     def state_dict(self):
@@ -71,7 +76,9 @@ class DivergenceGuard:
             DivergenceError: A loss or a weight is not finite, scores are beyond all bounds, or the
                 Langevin chains leave the image range. The networks are those of the last good tick.
         """
-        symptoms = [*_symptoms(stats), *_broken_networks(self._watched)]
+        broken = self._processes.any(*_broken(self._watched))
+        names = [name for name, is_broken in zip(WATCHED, broken, strict=True) if is_broken]
+        symptoms = [*_symptoms(stats), *(f"weights of {name} not finite" for name in names)]
         if not symptoms:
             self._remember()
             return False
@@ -111,15 +118,14 @@ class DivergenceGuard:
 
 def finite_networks(state):
     """Whether all weights of G and D are finite; waits for the GPU."""
-    return not list(_broken_networks(state))
+    return not any(_broken(state))
 
 
 @torch.no_grad()
-def _broken_networks(state):
-    for name in ("G", "D"):
-        norms = torch._foreach_norm(list(state.nets()[name].parameters()))
-        if not torch.stack(norms).sum().isfinite():
-            yield f"weights of {name} not finite"
+def _broken(state):
+    """Of each network that is watched whether one of its weights is not finite."""
+    norms = [torch._foreach_norm(list(state.nets()[name].parameters())) for name in WATCHED]
+    return [not torch.stack(of_one).sum().isfinite() for of_one in norms]
 
 
 def _symptoms(stats):

@@ -22,6 +22,22 @@ def disk_may_be_full(what):
         logger.warning("Warning: %s: %s; training goes on.", what, error.strerror)
 
 
+def append_whole(path, data):
+    """Append bytes to a file, which is made where there is none, all of them or none.
+
+    Raises:
+        OSError: There is no room.
+    """
+    with open(path, "ab", buffering=0) as file:
+        size = file.tell()
+        try:
+            while data:  # a disk that is nearly full takes a part
+                data = data[file.write(data) :]
+        except OSError:
+            os.truncate(path, size)
+            raise
+
+
 class Journal:
     """A text file that is appended to; what finds no room waits for the next time.
 
@@ -37,18 +53,8 @@ class Journal:
         """Write `text` after all that came before it, at once and whole."""
         self.pending += text
         with disk_may_be_full(f"'{self._path.name}' lags behind"):
-            self._write(self.pending.encode())
+            append_whole(self._path, self.pending.encode())
             self.pending = ""
-
-    def _write(self, data):
-        with open(self._path, "ab", buffering=0) as file:
-            size = file.tell()
-            try:
-                while data:  # a disk that is nearly full takes a part
-                    data = data[file.write(data) :]
-            except OSError:
-                os.truncate(self._path, size)
-                raise
 
 
 class LogFile(logging.FileHandler):

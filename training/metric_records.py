@@ -4,6 +4,11 @@ import json
 import re
 from pathlib import Path
 
+from dnnlib.util import atomic_write
+
+MEASUREMENTS = "metric-*.jsonl"
+_SNAPSHOT = re.compile(r"network-snapshot-(\d+)\.pkl$")
+
 
 def read_records(path):
     """The lines of one file as dicts with "results", in order; a line that was cut off is {}."""
@@ -23,10 +28,38 @@ def _record(line):
 def metrics_by_kimg(run_dir):
     """Numbers of all metrics of a run: {kimg: {name: value}}, the latest where one was repeated."""
     found = {}
-    for path in sorted(Path(run_dir).glob("metric-*.jsonl")):
+    for path in sorted(Path(run_dir).glob(MEASUREMENTS)):
         for record in read_records(path):
-            kimg = re.search(r"network-snapshot-(\d+)\.pkl$", str(record.get("snapshot_pkl")))
-            if kimg:
+            kimg = _kimg(record)
+            if kimg is not None:
                 numbers = {k: v for k, v in record["results"].items() if isinstance(v, int | float)}
-                found.setdefault(int(kimg[1]), {}).update(numbers)
+                found.setdefault(kimg, {}).update(numbers)
     return dict(sorted(found.items()))
+
+
+def forget_measurements(path, size, kimg):
+    """Of what was appended beyond `size` bytes, take away what is of snapshots from `kimg` on.
+
+    Other lines stay: calc_metrics.py appends what it measures of older snapshots.
+    """
+    data = Path(path).read_bytes()
+    appended = data[size:].splitlines(keepends=True)
+    kept = [line for line in appended if _is_whole(line) and _is_older(line, kimg)]
+    if kept != appended:
+        with atomic_write(path) as file:
+            file.write(data[:size] + b"".join(kept))
+
+
+def _is_whole(line):
+    return line.endswith(b"\n")
+
+
+def _is_older(line, kimg):
+    measured = _kimg(_record(line))
+    return measured is None or measured < kimg
+
+
+def _kimg(record):
+    """Of the snapshot that was measured, or None."""
+    name = _SNAPSHOT.search(str(record.get("snapshot_pkl")))
+    return None if name is None else int(name[1])

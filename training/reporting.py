@@ -13,6 +13,7 @@ import torch
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from training.event_file import EventFile
 from training.full_disk import Journal, disk_may_be_full
 
 KIMG_PER_TICK = 4
@@ -49,7 +50,6 @@ class Reporter:
     def __init__(self, config, run_dir, stats, device, quiet=False):
         self._quiet = quiet
         self._config = config
-        self._run_dir = run_dir
         self._stats = stats
         self._timers = PhaseTimers(device)
         self._device = device
@@ -59,7 +59,7 @@ class Reporter:
         self._spent = self._tick_spent = 0.0  # seconds, by processes before this one
         self._maintenance = 0.0
         self._jsonl = Journal(run_dir / "stats.jsonl")
-        self._events = None
+        self._events = EventFile(run_dir)
         self._open = contextlib.ExitStack()
 
     def state_dict(self):
@@ -83,7 +83,6 @@ class Reporter:
         self._jsonl.pending = state["pending"]
 
     def __enter__(self):
-        self._open.callback(self._close_events)
         self._open.enter_context(logging_redirect_tqdm())
         self._bar = self._open.enter_context(
             tqdm(
@@ -196,24 +195,8 @@ class Reporter:
         self._write_events({name: entry["mean"] for name, entry in collected.items()}, nimg)
 
     def _write_events(self, values, nimg):
-        # Imported late: TensorBoard alone takes longer to import than a small run needs to start.
-        from torch.utils.tensorboard import SummaryWriter
-
         with disk_may_be_full("TensorBoard lacks a tick"):
-            self._events = self._events or SummaryWriter(self._run_dir)
-            for name, value in values.items():
-                if math.isfinite(value):  # TensorBoard would print a warning for each
-                    self._events.add_scalar(name, value, global_step=nimg // 1000)
-            self._events.flush()
-            return
-        self._close_events()
-
-    def _close_events(self):
-        """Close the file; after an error the next tick begins another one."""
-        events, self._events = self._events, None
-        if events is not None:
-            with disk_may_be_full("TensorBoard lacks a tick"):
-                events.close()
+            self._events.write(values, nimg // 1000)
 
 
 def status_line(values):

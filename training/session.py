@@ -59,10 +59,11 @@ def train_job(processes, job):
     Raises:
         Whatever `TrainingRun` and `take_up` raise; BlockingIOError: the run is being trained.
     """
-    if processes.count > 1:
-        show_messages(processes.first)
     config, run_dir = job.config, Path(job.run_dir)
-    with lock_run(run_dir) if processes.first else contextlib.nullcontext():
+    with contextlib.ExitStack() as stack:
+        if processes.first:
+            stack.enter_context(lock_run(run_dir))
+            stack.enter_context(log_to(run_dir / "log.txt"))
         goes_on = job.goes_on and processes.first
         continued = processes.share(take_up(run_dir, config, job.dataset) if goes_on else None)
         if config.cache:
@@ -70,18 +71,24 @@ def train_job(processes, job):
         networks = job.networks
         if networks is None and config.resume is not None and continued is None:
             networks = processes.first_alone(lambda: read_snapshot(config.resume))
-        with log_to(run_dir / "log.txt") if processes.first else contextlib.nullcontext():
-            own = dataclasses.replace(config, device=_own_device(processes, config.device))
-            measure = job.open_measure() if processes.first and job.open_measure else None
-            run = TrainingRun(own, job.dataset, run_dir, networks, continued, processes, measure)
-            if processes.first:
-                print(f"Run folder: {run_dir}", flush=True)  # the log lies in it
-                write_settings(run_dir, config)
-            processes.wait_for_first()  # it may have had detectors to load
-            run.train()
+        measure = job.open_measure() if processes.first and job.open_measure else None
+        processes.wait_for_first()  # it may have had detectors to load
+        own = dataclasses.replace(config, device=_own_device(processes, config.device))
+        run = TrainingRun(own, job.dataset, run_dir, networks, continued, processes, measure)
+        del continued  # as large as what has been made of it
+        if processes.first:
+            print(f"Run folder: {run_dir}", flush=True)  # the log lies in it
+            write_settings(run_dir, config)
+        run.train()
     states = find_states(run_dir) if processes.first else []
     saved = states[0].nimg / 1e3 if states else None
     return Outcome(run.done, run.interruption.name, run.state.nimg / 1e3, saved)
+
+
+def train_spawned_job(processes, job):
+    """`train_job` in a new process, which has to be told what to say first."""
+    show_messages(processes.first)
+    return train_job(processes, job)
 
 
 def _own_device(processes, device):

@@ -15,13 +15,13 @@ from torch_utils.ops import backend
 from torch_utils.training_stats import TrainingStats
 from training.ada import UPDATE_INTERVAL
 from training.checkpoint import StateError, StateWriter
-from training.consistency import check_consistency
+from training.consistency import ConsistencyError, check_consistency
 from training.continuation import journal_sizes
 from training.curves import save_curves
 from training.data_loader import RealImages
 from training.dataset import DatasetError
-from training.diagnostics import Diagnostics
-from training.divergence import DivergenceGuard, finite_networks
+from training.diagnostics import Diagnostics, SymptomError
+from training.divergence import DivergenceError, DivergenceGuard, finite_networks
 from training.ema import ema_decay, update_ema
 from training.full_disk import disk_may_be_full
 from training.interruption import Interruption
@@ -32,6 +32,9 @@ from training.run_images import RunImages
 from training.snapshot import remove_old_snapshots, save_snapshot
 from training.stages import build_stages, enter_stage, run_phase
 from training.state import create_state
+
+# Errors that come to all processes together, between two iterations.
+TOLD_TO_ALL = (DatasetError, DivergenceError, SymptomError, ConsistencyError)
 
 logger = logging.getLogger(__name__)
 
@@ -87,7 +90,7 @@ class TrainingRun:
         self.state = create_state(config, dataset, device, resume)
         self.coop, self.adversarial = build_stages(config, self.state, self.stats.report)
         self.stage = None
-        self.guard = DivergenceGuard(self.state, self.what_goes_back())
+        self.guard = DivergenceGuard(self.state, self.what_goes_back(), self.processes)
         self.diagnostics = Diagnostics(config)
         self.data = RealImages(dataset, config, device, self.processes.rank)
         self.dataset = dataset
@@ -172,11 +175,14 @@ class TrainingRun:
                 self.reporter.progress(self.state.nimg, self.stage.name)
                 stop, save = self.agree()
                 if self.reporter.tick_is_due(self.state.nimg) or self.stage_is_over():
-                    self.end_tick(save)
+                    self.end_tick(save, stop)
                 elif save:
                     self.save_state()
-        except DatasetError:  # comes between two iterations, to all processes
-            self.save_state()
+        except TOLD_TO_ALL as error:
+            if isinstance(error, DatasetError):
+                self.save_state()
+            self.finish_saving()
+            self.processes.wait_for_first()  # which has more to write than the others
             raise
         if not self.done:
             self.save_state()
@@ -262,11 +268,15 @@ class TrainingRun:
         if self.stage.ada is not None and state.iteration % UPDATE_INTERVAL == 0:
             self.stage.ada.update(config.batch * UPDATE_INTERVAL)
 
-    def end_tick(self, save=False):
+    def end_tick(self, save=False, stop=False):
         """Report, make sure that training is sane, and save what is due.
 
         A stage ends with a tick, so that statistics never mix stages, and with a snapshot: what
         the next stage starts from, or the result.
+
+        Args:
+            save: A state is due, with or without a snapshot.
+            stop: The run stops here: it saves a state then, and measures when it goes on.
         """
         tick = self.reporter.tick
         pipe = self.state.augment_pipe
@@ -283,10 +293,10 @@ class TrainingRun:
         if snapshot_is_due:
             self.keep_snapshot(self.save_networks())
         # Measuring takes long: what it follows is saved before. With the last state a run is done.
-        if (snapshot_is_due or save) and not self.done:
+        if (snapshot_is_due or save) and not (stop or self.done):
             self.reporter.maintained()
             self.save_state()
-        if snapshot_is_due:
+        if snapshot_is_due and (self.done or not stop):
             self.follow_snapshot()
         self.reporter.maintained()
         if self.done:
@@ -319,9 +329,9 @@ class TrainingRun:
         Raises:
             ConsistencyError: The processes do not hold the same networks any more.
         """
+        check_consistency(self.processes, self.state.nets())
         if not finite_networks(self.state):
             return
-        check_consistency(self.processes, self.state.nets())
         parts = {name: part.state_dict() for name, part in self.parts().items()}
         random_states = self.processes.gather(self.random.state_dict())
         if self.writer is not None:

@@ -18,6 +18,14 @@ def test_find_device(count, monkeypatch):
                 find_device(name)
 
 
+def test_each_process_needs_a_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert find_device("cuda", processes=2) == torch.device("cuda")
+    assert find_device("cpu", processes=9) == torch.device("cpu")
+    with pytest.raises(ValueError, match="--gpus=3: there are 2 GPUs here"):
+        find_device("cuda", processes=3)
+
+
 @pytest.mark.parametrize("name", ["", "meta", "mps", "hpu", "cuda:", "cuda:-1", "cpu:0", "cpu\n"])
 def test_other_devices_are_refused(name):
     with pytest.raises(ValueError, match="must be cpu, cuda or cuda:N"):

@@ -12,7 +12,9 @@ from torch_utils.distributed import (
     WorkerError,
     device_of,
     joined_by_torchrun,
+    processes_here,
     run_processes,
+    started_again,
 )
 
 SECOND = timedelta(seconds=1)
@@ -78,6 +80,43 @@ def test_a_result_larger_than_a_pipe():
 def test_a_process_that_is_killed():
     with pytest.raises(WorkerError, match="^process 1 was killed by signal 9 .often: out of mem"):
         run_processes(die, 2)
+
+
+def time_out_elsewhere(processes, kind):
+    if processes.rank == 1:
+        raise kind("Read timed out.")
+    processes.gather(None)
+
+
+@pytest.mark.parametrize(
+    ("kind", "told"),
+    [(OSError, "^Read timed out.$"), (RuntimeError, "^a process has kept the others waiting")],
+)
+def test_other_things_time_out_too(kind, told):
+    with pytest.raises(WorkerError, match=told):
+        run_processes(time_out_elsewhere, 2, kind)
+
+
+def test_processes_of_this_machine(monkeypatch):
+    monkeypatch.setattr(os, "environ", {})
+    assert processes_here(8) == 8
+    place = {"RANK": "0", "WORLD_SIZE": "8", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    monkeypatch.setattr(os, "environ", place | {"LOCAL_WORLD_SIZE": "4"})
+    assert processes_here(8) == 4
+
+
+@pytest.mark.parametrize(
+    ("env", "again"),
+    [
+        ({}, False),
+        ({"TORCHELASTIC_RESTART_COUNT": "0", "SLURM_RESTART_COUNT": ""}, False),
+        ({"TORCHELASTIC_RESTART_COUNT": "1"}, True),
+        ({"TORCHELASTIC_RESTART_COUNT": "0", "SLURM_RESTART_COUNT": "2"}, True),
+    ],
+)
+def test_attempts_of_process_managers(env, again, monkeypatch):
+    monkeypatch.setattr(os, "environ", env)
+    assert started_again() == again
 
 
 def test_the_first_goes_before_the_others(tmp_path):

@@ -63,7 +63,8 @@ def test_two_are_kept(tmp_path):
 def test_a_run_that_goes_on_from_an_older_state_keeps_that_one(tmp_path):
     paths = [write_state(tmp_path, nimg, nimg, content(nimg)) for nimg in (10, 20)]
     paths[1].write_bytes(paths[1].read_bytes()[:100])
-    (tmp_path / ".training-state-0123.part").write_bytes(b"of a process that was killed")
+    for name in (".training-state-0123.part", ".0123456789abcdef.part"):
+        (tmp_path / name).write_bytes(b"of a process that was killed")
     path, _ = read_newest_state(tmp_path)
     writer = StateWriter(tmp_path, continued=path)
     assert nimgs(tmp_path) == [20, 10] and not list(tmp_path.glob(".*"))

@@ -75,7 +75,9 @@ def test_the_newest_unfinished_run_of_the_same_settings(tmp_path):
 @pytest.mark.parametrize("options", [dict(workers=1), dict(snap=3), dict(save_minutes=1.0)])
 def test_what_does_not_make_another_run(tmp_path, options):
     run_dir = make_run(tmp_path, 0)
-    assert find_unfinished(tmp_path, tiny.config(**options)) == (run_dir, [])
+    [name] = options
+    changed = f"{name}: {getattr(tiny.config(), name)} -> {options[name]}"
+    assert find_unfinished(tmp_path, tiny.config(**options)) == (run_dir, [changed])
 
 
 def test_a_run_of_very_other_settings_is_not_mentioned(tmp_path):
@@ -145,18 +147,21 @@ def test_settings_are_written_whole_and_only_where_they_differ(tmp_path, monkeyp
 
 
 def test_runs_that_resume_names(tmp_path):
-    with pytest.raises(StateError, match="no run in --outdir=.* holds a training state"):
+    with pytest.raises(StateError, match="no run in --outdir=.* can go on"):
         find_run(tmp_path, "latest")
     older, finished = make_run(tmp_path, 1), make_run(tmp_path, 12, nimg=1000)
     empty = make_run(tmp_path, 13, nimg=None)
-    assert find_run(tmp_path, "latest") == older
-    assert find_run(tmp_path, "latest", kimg=2) == finished
-    assert find_run("elsewhere", str(older)) == older
+    assert find_run(tmp_path, "latest") == (older, [])
+    assert find_run(tmp_path, "latest", kimg=2) == (finished, [])
+    assert find_run("elsewhere", str(older)) == (older, [])
     with pytest.raises(StateError, match=f"--resume={empty}: this folder holds no training"):
         find_run(tmp_path, str(empty))
     make_run(tmp_path / "done", 0, nimg=1000)
     with pytest.raises(StateError, match="all runs in .* are finished; give a larger --kimg"):
         find_run(tmp_path / "done", "latest")
+    (make_run(tmp_path, 14) / "training_options.json").write_text("{")
+    run_dir, [line] = find_run(tmp_path, "latest")
+    assert run_dir == older and line.startswith("00014-tiny is left alone: Cannot read ")
 
 
 def test_settings_may_change(tmp_path):
@@ -207,7 +212,7 @@ def test_other_data_are_refused_and_nothing_is_cut(tmp_path):
 
 
 def test_journals_are_cut_back(tmp_path):
-    names = ["stats.jsonl", "metric-fid50k_full.jsonl", "events.out.tfevents.1"]
+    names = ["stats.jsonl", "events.out.tfevents.1"]
     for name in names:
         (tmp_path / name).write_text("before\n")
     sizes = journal_sizes(tmp_path)
@@ -216,11 +221,34 @@ def test_journals_are_cut_back(tmp_path):
         with open(tmp_path / name, "a") as file:
             file.write("after\n")
     os.truncate(tmp_path / "stats.jsonl", 3)  # lost by the disk
-    cut_journals(tmp_path, sizes)
+    cut_journals(tmp_path, sizes, 8000)
     kept = {path.name: path.read_text() for path in tmp_path.iterdir()}
     assert kept == dict.fromkeys(names, "before\n") | {
         "stats.jsonl": "bef", "fakes000000.png": "after\n", "log.txt": "after\n",
     }  # fmt: skip
+
+
+def measured(kimg, fid):
+    """A line of metric-fid50k_full.jsonl."""
+    return json.dumps(
+        {"results": {"fid50k_full": fid}, "snapshot_pkl": f"network-snapshot-{kimg:06d}.pkl"}
+    )
+
+
+def test_of_measurements_those_of_lost_snapshots_are_cut(tmp_path):
+    path = tmp_path / "metric-fid50k_full.jsonl"
+    before = [measured(0, 9.0), measured(4, 8.0)]
+    path.write_text("\n".join(before) + "\n")
+    sizes = journal_sizes(tmp_path)
+    others = [measured(0, 9.1), '{"results": {}, "snapshot_pkl": "elsewhere.pkl"}', "???"]
+    appended = [measured(8, 7.0), *others, measured(12, 6.0)]
+    path.write_text("\n".join([*before, *appended, measured(0, 5.0)[:-9]]))
+    new = tmp_path / "metric-is50k.jsonl"
+    new.write_text(measured(0, 1.5) + "\n" + measured(8, 1.6) + "\n")
+    for _ in range(2):
+        cut_journals(tmp_path, sizes, 8100)
+        assert path.read_text().splitlines() == [*before, *others]
+        assert new.read_text() == measured(0, 1.5) + "\n"
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
+import errno
 import multiprocessing
 import os
+import pickle
 import re
 import signal
 import traceback
@@ -232,30 +234,65 @@ DEATHS = (
     "multiprocessing. Rerunning with num_workers=0 may give better error trace.",
     "DataLoader worker (pid(s) 4711, 4712) exited unexpectedly",
 )
+NO_SHARED_MEMORY = (
+    "Caught RuntimeError in DataLoader worker process 0.\nOriginal Traceback (most recent call "
+    "last):\n  ...\nRuntimeError: unable to {}\n"
+)
+SHORT = (
+    *(RuntimeError(text) for text in DEATHS),
+    *(
+        RuntimeError(NO_SHARED_MEMORY.format(what))
+        for what in (
+            "resize file </torch_8506_79556129_0> to the right size: File too large (27)",
+            "open shared memory object </torch_8_7_0> in read-write mode: Too many open files (24)",
+            "mmap 1024 bytes from file <torch_8_7_0>: Cannot allocate memory (12)",
+        )
+    ),
+    OSError(errno.ENOMEM, "Cannot allocate memory"),
+    BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable"),
+)
 ERRORS = (
     "Caught RuntimeError in DataLoader worker process 0.\nOriginal Traceback (most recent call "
     "last):\n  ...\nRuntimeError: DataLoader worker (pid 1) exited unexpectedly",
     "DataLoader timed out after 5 seconds",
     "CUDA error: out of memory",
+    "unable to find an engine to execute this computation",
 )
 
 
-@pytest.mark.parametrize(
-    ("text", "dies"), [*((t, True) for t in DEATHS), *((t, False) for t in ERRORS)]
-)
-def test_deaths_are_told_from_errors(dataset, caplog, text, dies):
-    def fails():
-        raise RuntimeError(text)
-        yield
+def failing(error):
+    raise error
+    yield
+
+
+@pytest.mark.parametrize("error", SHORT, ids=lambda error: str(error)[-60:])
+def test_workers_are_started_again(dataset, caplog, error):
+    expected = take(dataset, 1)[0]
+    with loader(dataset) as batches:
+        batches._batches = failing(error)
+        assert all(map(torch.equal, next(batches), expected))
+    assert str(error).strip().splitlines()[-1] in caplog.text
+    assert "Starting the workers again." in caplog.text
+
+
+@pytest.mark.parametrize("text", ERRORS)
+def test_errors_are_told_from_deaths(dataset, text):
+    with loader(dataset) as batches:
+        batches._batches = failing(RuntimeError(text))
+        with pytest.raises(RuntimeError, match=re.escape(text)):
+            next(batches)
+
+
+def test_workers_that_cannot_be_started_again(dataset, caplog, monkeypatch):
+    def open_fails(_self):
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
 
     with loader(dataset) as batches:
-        batches._batches = fails()
-        if dies:
+        monkeypatch.setattr(RealImages, "_open", open_fails)
+        batches._batches = failing(RuntimeError(DEATHS[0]))
+        with pytest.raises(DatasetError, match="have died 3 times in a row.*--shm-size"):
             next(batches)
-            assert "Starting the workers again." in caplog.text
-        else:
-            with pytest.raises(RuntimeError, match=re.escape(text)):
-                next(batches)
+    assert len(caplog.records) == 3
 
 
 @tiny.starts_workers
@@ -279,3 +316,44 @@ def test_a_damaged_image_is_left_out_and_named_once(tmp_path, caplog, workers):
     with again:
         next(again)
     assert len(caplog.records) == 1, "a run that goes on does not name it again"
+
+
+def test_a_batch_that_is_held_ready_is_not_taken(dataset):
+    expected = take(dataset, 2)
+    with loader(dataset) as batches:
+        batches.draw_ahead()
+        batches.draw_ahead()
+        assert batches.state_dict()["position"] == 0 and batches.news == []
+        for batch in expected:
+            assert all(map(torch.equal, next(batches), batch))
+        assert batches.state_dict()["position"] == 16
+
+
+def test_processes_learn_from_each_other_what_is_damaged(tmp_path, caplog):
+    data = ImageFolderDataset(tiny.write_data(tmp_path / "many.zip", count=300))
+    first, other = (RealImages(data, tiny.config(gpus=2, batch=8), CPU, rank) for rank in (0, 1))
+    for process in (first, other):
+        process.learn([["a is damaged"], ["b is damaged", "a is damaged"]])
+    known = ["a is damaged", "b is damaged"]
+    assert first.state_dict()["damaged"] == other.state_dict()["damaged"] == known
+    assert len(caplog.records) == 2, "the first one speaks for all"
+    for process in (first, other):
+        with pytest.raises(DatasetError, match="^4 of 300 images are damaged, the latest: d$"):
+            process.learn([["c"], ["d"]])
+    again = loader(data)
+    again.load_state_dict(first.state_dict())
+    with pytest.raises(DatasetError, match="^4 of 300"):  # starting again is no way around
+        again.learn([["d"]])
+
+
+def test_one_process_without_a_batch_ends_all(dataset, monkeypatch):
+    def fail(_self):
+        raise DatasetError("nothing can be read")
+
+    alone, other = loader(dataset), loader(dataset)
+    monkeypatch.setattr(RealImages, "_draw", fail)
+    alone.draw_ahead()
+    news = pickle.loads(pickle.dumps([[], alone.news]))  # as between processes
+    for process in (alone, other):
+        with pytest.raises(DatasetError, match="^nothing can be read$"):
+            process.learn(news)

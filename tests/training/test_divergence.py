@@ -63,6 +63,17 @@ def test_the_last_good_networks_are_restored_and_saved(state):
     assert saved == [(8000, True)]
 
 
+def test_what_breaks_in_another_process_is_seen(state):
+    class Other:
+        def any(self, *broken):
+            assert broken == (False, False)
+            return [False, True]
+
+    guard = DivergenceGuard(state, processes=Other())
+    with pytest.raises(DivergenceError, match="weights of D not finite"):
+        guard.check("cooperative", SANE, lambda: None)
+
+
 def test_divergence_before_the_first_tick_keeps_the_initial_networks(state):
     initial = [t.clone() for t in tensors(state)]
     guard = DivergenceGuard(state)
