@@ -9,7 +9,6 @@ alternating blocks, so that a noisy machine is the same for both.
 import datetime
 import io
 import json
-import platform
 import statistics
 import sys
 import tempfile
@@ -26,6 +25,7 @@ import numpy as np  # noqa: E402
 import PIL.Image  # noqa: E402
 import torch  # noqa: E402
 
+from benchmarks.train_step import processor  # noqa: E402
 from training.config import TrainingConfig  # noqa: E402
 from training.data_loader import RealImages  # noqa: E402
 from training.dataset import ImageFolderDataset  # noqa: E402
@@ -55,17 +55,22 @@ def main(resolution, count, workers, blocks, save):
         for _ in range(blocks):
             for name, dataset in zip(rates, (plain, cached), strict=True):
                 rates[name].append(images_per_second(dataset, config, count))
+    ratios = sorted(b / a for a, b in zip(*rates.values(), strict=True))
     medians = {name: statistics.median(values) for name, values in rates.items()}
     report = {
         "date": datetime.date.today().isoformat(),
-        "device": platform.processor() or "CPU",
+        "device": processor(),
         "torch": torch.__version__,
         "resolution": resolution,
         "images": count,
         "workers": workers,
         "seconds_to_build": round(building, 2),
         "images_per_second": {name: round(value) for name, value in medians.items()},
-        "ratio": round(medians["with"] / medians["without"], 2),
+        "ratio_by_block": {
+            "median": round(statistics.median(ratios), 2),
+            "min": round(ratios[0], 2),
+            "max": round(ratios[-1], 2),
+        },
         "blocks": blocks,
     }
     click.echo(json.dumps(report, indent=1))
