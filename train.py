@@ -8,14 +8,7 @@ import click
 from dnnlib.command import SectionedCommand
 from torch_utils.ops.backend import MODES, NativeUnavailableError, select
 from training.augpipes import AUGPIPES
-from training.command import (
-    configure,
-    is_run,
-    processes_started_together,
-    reopen,
-    run,
-    unfinished_run,
-)
+from training.command import configure, is_run, processes_started_together, reopen, run
 from training.config import TrainingConfig, setting_docs
 from training.presets import CFG_NAMES
 from training.run_dir import create_run_dir, describe_run
@@ -198,28 +191,18 @@ def main(outdir, dry_run, restart, **options):
 
 def prepare_and_train(processes, outdir, dry_run, restart, given):
     """Complete the settings, say what will be done, and do it."""
-    from torch_utils.distributed import started_again
     from training.session import Job
 
     asked = dict(given)
     same_command = not is_run(given.get("resume"))
     if restart and not same_command:
         raise click.UsageError("--restart starts a new run, --resume=RUN goes on with one")
-    if restart and started_again():
-        click.echo("--restart is left out, as this is not the first attempt.")
-        restart = False
-    if not same_command:
-        notes = choose_metrics(given) if "metrics" in given else []
-        run_dir, config, dataset, changes = reopen(outdir, given)
-        notes += changes
-    else:
-        notes = choose_metrics(given)
-        config, dataset = configure(given)
-        # The first looks for all: looking takes the lock of a run for a moment.
-        look = processes.first and not restart
-        found = unfinished_run(outdir, config) if look else (None, [])
-        run_dir, others = processes.share(found)
-        notes += [*remarks(asked, config), *others]
+    found = (
+        choose_run(processes, outdir, restart, given)
+        if same_command
+        else reopen_run(processes, outdir, given)
+    )
+    run_dir, config, dataset, notes = found
     description = run_dir.name if run_dir else describe_run(dataset.name, config, asked)
     for line in [f"Settings: {config.to_json()}", f"Run: {description}", *notes]:
         click.echo(line)
@@ -232,14 +215,36 @@ def prepare_and_train(processes, outdir, dry_run, restart, given):
     prepare_operators(config)  # a dry run builds nothing
     goes_on = run_dir is not None
     networks = None if goes_on else read_resume(processes, config)  # nor does it download
-    open_measure = None
-    if processes.first:
-        by_default = not {"metrics", "detector"} & asked.keys()
-        possible, open_measure = open_metrics(config, by_default)
-        config = config if goes_on else possible  # next time they may be possible again
+    by_default = not {"metrics", "detector"} & asked.keys()
+    possible, open_measure = open_metrics_of_first(processes, config, by_default)
     if not goes_on:
-        run_dir = processes.share(make_run_dir(outdir, description) if processes.first else None)
+        config = possible  # of a run that goes on they may be possible again next time
+        run_dir = processes.of_first(lambda: make_run_dir(outdir, description))
     run(processes, Job(config, dataset, run_dir, goes_on, networks, open_measure))
+
+
+def reopen_run(processes, outdir, given):
+    """The run that --resume means: (folder, settings, data set, lines to print)."""
+    notes = choose_metrics(given) if "metrics" in given else []
+    run_dir, config, dataset, lines = reopen(processes, outdir, given)
+    return run_dir, config, dataset, [*notes, *lines]
+
+
+def choose_run(processes, outdir, restart, given):
+    """The run that the same command has left, or None for its folder; else as `reopen_run`."""
+    from torch_utils.distributed import started_again
+    from training.continuation import find_unfinished
+
+    asked = dict(given)
+    notes = choose_metrics(given)
+    config, dataset = configure(given)
+    again = restart and started_again()
+    if again:
+        notes.append("--restart is left out, as this is not the first attempt.")
+    run_dir, lines = None, []
+    if again or not restart:
+        run_dir, lines = processes.of_first(lambda: find_unfinished(outdir, config, again))
+    return run_dir, config, dataset, [*notes, *remarks(asked, config), *lines]
 
 
 def choose_metrics(given):
@@ -273,8 +278,21 @@ def metrics_by_default(given):
     ]
 
 
-def open_metrics(config, by_default):
-    """A function that returns what measures the snapshots of a run, and the settings.
+def open_metrics_of_first(processes, config, by_default):
+    """What `open_metrics` returns on the first process; on others its settings, and None."""
+    functions = []
+
+    def open_and_keep():
+        possible, open_measure = open_metrics(config, by_default, processes.count == 1)
+        functions.append(open_measure)
+        return possible
+
+    possible = processes.of_first(open_and_keep)
+    return possible, functions[0] if functions else None
+
+
+def open_metrics(config, by_default, spawns):
+    """The settings, and a function that returns what measures the snapshots of a run.
 
     Metrics that were asked for must be possible before training starts; those that nobody asked
     for do not stand in its way: the settings that are returned then say that they are off. The
@@ -286,12 +304,15 @@ def open_metrics(config, by_default):
 
     if config.metrics in (None, "none"):
         return config, None
+    spawns = spawns and config.gpus > 1
     settings = Settings(device=config.device, detector=config.detector, verbose=True)
     kwargs = config.training_set_kwargs()
     view = {name: kwargs[name] for name in ("max_size", "xflip", "random_seed") if name in kwargs}
-    open_measure = partial(RunMetrics, config.metrics, settings, config.data, **view)
+    open_measure = partial(RunMetrics, config.metrics, data=config.data, **view)
     try:
-        measure = open_measure()
+        measure = open_measure(
+            settings=dataclasses.replace(settings, device="cpu") if spawns else settings
+        )
     except MetricError as error:
         if not by_default:
             raise click.ClickException(
@@ -300,7 +321,7 @@ def open_metrics(config, by_default):
         click.echo(f"Metrics are off: {error}.")
         return dataclasses.replace(config, metrics="none"), None
     # Another process loads its own: detectors cannot be pickled.
-    return config, open_measure if config.gpus > 1 else lambda: measure
+    return config, partial(open_measure, settings=settings) if spawns else lambda: measure
 
 
 def prepare_operators(config):

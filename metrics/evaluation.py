@@ -174,7 +174,6 @@ class Evaluation:
         found = {output: read_cached(path, unknown[output]) for output, path in paths.items()}
         cached = self._processes.share([output for output in found if found[output] is not None])
         self._known |= {(images, output): found.get(output) for output in cached}
-        self._kept |= {(images, output): wanted for output, wanted in unknown.items()}
         missing = {output: wanted for output, wanted in unknown.items() if output not in cached}
         if missing:
             made = self._collect(self._real, images, missing)
@@ -182,6 +181,7 @@ class Evaluation:
             for output in missing:
                 if output in paths:
                     write_cached(paths[output], made[images, output])
+        self._kept |= {(images, output): wanted for output, wanted in unknown.items()}
 
     def _cache_files(self, images: Images, outputs: dict[Output, set[str]]) -> dict[Output, Path]:
         identity = self._real.identity(images)

@@ -9,6 +9,7 @@ from typing import Any
 
 from dnnlib.util import atomic_write
 from metrics.evaluation import Result
+from training.full_disk import append_whole
 from training.metric_records import read_records
 from training.reporting import format_time
 
@@ -45,8 +46,7 @@ def run_dir_of(snapshot: str) -> Path | None:
 
 def append_result(run_dir: Path, result: Result, line: str) -> None:
     """Add a line to metric-NAME.jsonl of a run folder. Raises OSError."""
-    with open(run_dir / f"metric-{result.metric}.jsonl", "a", encoding="utf-8") as file:
-        file.write(line + "\n")
+    append_whole(run_dir / f"metric-{result.metric}.jsonl", f"{line}\n".encode())
 
 
 def describe(result: Result, histograms: bool = True) -> list[str]:

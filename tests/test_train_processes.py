@@ -287,6 +287,36 @@ def test_a_process_that_dies_ends_all(data, tmp_path):
     assert read_state(find_states(run_of(outdir))[-1].path)
 
 
+def test_a_refusal_under_torchrun_is_one_line(data, tmp_path):
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    train_twice = [*torchrun, "--nproc-per-node=2", *command(data, tmp_path, "--resume=latest")[1:]]
+    process = start(train_twice)
+    output = output_of(process)
+    assert process.returncode == 1
+    assert output.count("Error: --resume=latest: no run in --outdir") == 1
+    assert "Connection closed" not in output and "rank1" not in output
+
+
+@pytest.mark.parametrize("minutes", ["nan", "-5", "1e12"])
+def test_timeouts_under_torchrun(monkeypatch, minutes):
+    place = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    for name, value in place.items():
+        monkeypatch.setenv(name, value)
+    line = refused("--device=cpu", f"--timeout-minutes={minutes}", code=2)
+    assert "--timeout-minutes must be above 0 and at most 10080" in line
+
+
+def test_a_parent_that_is_killed_is_gone_on_with_at_once(data, tmp_path):
+    """What it has spawned outlives it for a moment."""
+    outdir = tmp_path / "runs"
+    process = start(command(data, outdir, "--gpus=2", "--kimg=5"))
+    wait_for_a_state(process, outdir)
+    process.kill()
+    output = output_of(start(command(data, outdir, "--gpus=2", "--kimg=5")))
+    assert "Going on with the unfinished run" in output and "Done." in output
+    assert run_of(outdir)
+
+
 def test_data_that_are_replaced_end_all_with_the_state_saved(data, tmp_path):
     outdir, path = tmp_path / "runs", tmp_path / "data.zip"
     shutil.copy(data, path)

@@ -22,14 +22,15 @@ import torch.distributed
 from torch.distributed.rendezvous import rendezvous
 
 __all__ = [
+    "SIGNALS",
     "Processes",
     "WorkerError",
     "add_up",
     "average",
     "device_of",
+    "gpus_needed",
     "is_first",
     "joined_by_torchrun",
-    "processes_here",
     "run_processes",
     "started_again",
     "under_torchrun",
@@ -38,7 +39,8 @@ __all__ = [
 _PATIENCE = timedelta(hours=24)  # one process may download or measure while the others wait
 _MEETING = timedelta(minutes=10)  # for all to start; longer where `timeout` is
 _GRACE = 10  # seconds for the others to end by themselves when one has failed
-_SIGNALS = tuple(
+# Of process managers, of Ctrl-C, and Slurm's warning before the time is up (--signal=USR1@120).
+SIGNALS = tuple(
     getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name)
 )
 # Two groups of all processes: "steps" ends with an error after the timeout, "patient" much later.
@@ -93,6 +95,23 @@ class Processes:
         torch.distributed.broadcast_object_list(values, group=_groups["patient"])
         return values[0]
 
+    def of_first(self, task: Callable[[], Any]) -> Any:
+        """What task() returns on the first, which alone calls it, on all of them.
+
+        Where it fails the first raises its error, and the others SystemExit: the first has told.
+        """
+        if self.count == 1:
+            return task()
+        found = None
+        try:
+            if self.first:
+                found = [task()]
+        finally:
+            found = self.share(found)
+        if found is None:
+            raise SystemExit(1)
+        return found[0]
+
     def any(self, *flags: bool) -> list[bool]:
         """Of each flag whether it is set in any process."""
         if self.count == 1:
@@ -109,14 +128,14 @@ class Processes:
     def first_alone(self, task: Callable[[], Any]) -> Any:
         """What task() returns; the others call it after the first, which may download for them.
 
-        The first may take hours, and so may the others after it.
+        The first may take hours, and so may the others after it. Where it fails, they end.
         """
-        value = task() if self.first else None
-        self.wait_for_first()
+        values = []
+        self.of_first(lambda: values.append(task()))
         if not self.first:
-            value = task()
+            values.append(task())
         self.wait_for_first()
-        return value
+        return values[0]
 
 
 def average(tensor: torch.Tensor) -> torch.Tensor:
@@ -157,7 +176,7 @@ def run_processes(
     Returns what the task of the first returned. `task` must be importable, and `args` and the
     result picklable. With one process errors come through as they are; with several the first one
     ends all processes and is raised as WorkerError with its own message. So does a process that
-    keeps the others waiting for `timeout`, but in share(), first_alone() and wait_for_first().
+    keeps the others waiting for `timeout`, but where they wait for the first.
 
     SIGTERM, SIGINT and SIGUSR1 are passed on as they are. A task that has no handler for them ends
     at once, with a WorkerError that says so; a second Ctrl-C ends any: KeyboardInterrupt.
@@ -205,7 +224,7 @@ def _spawned(work: tuple, count: int) -> Iterator[tuple[Any, list[int]]]:
     try:
         workers = torch.multiprocessing.spawn(_work, work, nprocs=count, join=False)
         with contextlib.suppress(ValueError):  # not the main thread
-            for number in _SIGNALS:
+            for number in SIGNALS:
                 before[number] = signal.signal(number, pass_on)
     finally:
         _let_signals("SIG_UNBLOCK")
@@ -219,7 +238,7 @@ def _spawned(work: tuple, count: int) -> Iterator[tuple[Any, list[int]]]:
 def _let_signals(how: str) -> None:
     """Block the signals that stop a run, or unblock them."""
     if hasattr(signal, "pthread_sigmask"):
-        signal.pthread_sigmask(getattr(signal, how), _SIGNALS)
+        signal.pthread_sigmask(getattr(signal, how), SIGNALS)
 
 
 def under_torchrun() -> bool:
@@ -227,9 +246,13 @@ def under_torchrun() -> bool:
     return all(name in os.environ for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"))
 
 
-def processes_here(count: int) -> int:
-    """How many of ``count`` processes are on this machine."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", count)) if under_torchrun() else count
+def gpus_needed(count: int) -> int:
+    """How many GPUs this machine must have for ``count`` processes, as far as this one knows."""
+    return _local_rank() + 1 if under_torchrun() else count
+
+
+def _local_rank() -> int:
+    return int(os.environ.get("LOCAL_RANK", os.environ["RANK"]))
 
 
 def started_again() -> bool:
@@ -242,10 +265,10 @@ def started_again() -> bool:
 def joined_by_torchrun(device: str, timeout: timedelta = _PATIENCE) -> Iterator[Processes]:
     """Context in which this process can talk to all that torchrun has started, on any machine."""
     rank, count = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    local = int(os.environ.get("LOCAL_RANK", rank))
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", count))
     store, *_ = next(rendezvous("env://", rank, count, timeout=max(timeout, _MEETING)))
     store = _of_this_attempt(store, rank, count, max(timeout, _MEETING))
-    with _joined(rank, count, processes_here(count), store, device_of(local, device), timeout):
+    with _joined(rank, count, here, store, device_of(_local_rank(), device), timeout):
         yield Processes(rank, count)
 
 
@@ -297,7 +320,7 @@ def _stand_alone() -> None:
     if hasattr(os, "setpgid"):
         os.setpgid(0, 0)
         signal.signal(signal.SIGTTOU, signal.SIG_IGN)  # it may still write to the terminal
-    for number in _SIGNALS:
+    for number in SIGNALS:
         signal.signal(number, signal.SIG_DFL)
     _let_signals("SIG_UNBLOCK")
     # PyTorch sees to it that a parent which dies from now on sends SIGINT.
@@ -312,16 +335,18 @@ def _worker_error(
     for number in came:
         if -number in codes:
             return WorkerError(f"stopped by {signal.Signals(number).name}")
+    message, kind = reason.get("message", str(error)), reason.get("kind", "")
+    told = WorkerError(message)
+    told.kind = kind
+    if kind and kind not in _OF_TALKING:
+        return told
     killed = _killed(codes)
     if killed and isinstance(error, torch.multiprocessing.ProcessExitedException):
         return WorkerError(killed)
-    message, kind = reason.get("message", str(error)), reason.get("kind", "")
-    if kind in _OF_TALKING and re.search("timed? ?out", message, re.IGNORECASE):
+    if kind and re.search("timed? ?out", message, re.IGNORECASE):
         return WorkerError(
             f"a process has kept the others waiting for too long ({message.splitlines()[0][-200:]})"
         )
-    told = WorkerError(message)
-    told.kind = kind
     return told
 
 

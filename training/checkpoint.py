@@ -289,7 +289,7 @@ class StateWriter:
             for name in content.get("journals", ()):  # the state counts on what they hold
                 _sync(self._run_dir / name)
             path = write_state(self._run_dir, self._number, nimg, content)
-            self._whole = [known for known in self._whole if known != path][-(KEPT - 1) :] + [path]
+            self._whole = [*self._whole[-(KEPT - 1) :], path]
             for state in find_states(self._run_dir):
                 if state.path not in self._whole:
                     state.path.unlink(missing_ok=True)

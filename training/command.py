@@ -13,13 +13,14 @@ from pathlib import Path
 import click
 
 from training.config import ConfigError, TrainingConfig
-
-DEFAULTS = {f.name: f.default for f in dataclasses.fields(TrainingConfig)}
+from training.validation import timeout_problems
 
 
 @contextlib.contextmanager
 def processes_started_together(given):
     """Context in which this process can talk to those that torchrun has started, if it has."""
+    from torch.distributed import DistError
+
     from torch_utils.distributed import Processes, joined_by_torchrun, under_torchrun
     from training.session import show_messages
 
@@ -28,16 +29,26 @@ def processes_started_together(given):
         yield Processes()
         return
     device = machine_settings(given)["device"]
-    timeout = timedelta(minutes=given.get("timeout_minutes", DEFAULTS["timeout_minutes"]))
-    with joined_by_torchrun(device, timeout) as processes:
+    minutes = given.get("timeout_minutes", TrainingConfig.timeout_minutes)
+    for problem in timeout_problems(minutes):
+        raise click.UsageError(problem)
+    with contextlib.ExitStack() as stack:
+        try:
+            joined = joined_by_torchrun(device, timedelta(minutes=minutes))
+            processes = stack.enter_context(joined)
+        except (OSError, DistError) as error:
+            raise click.ClickException(
+                f"cannot meet the other processes: {last_line(error)}"
+            ) from error
         show_messages(processes.first)
         if given.setdefault("gpus", processes.count) != processes.count:
             raise click.UsageError(
                 f"--gpus={given['gpus']}, but torchrun started {processes.count} processes: leave "
                 "it out"
             )
-        with contextlib.nullcontext() if processes.first else silence():
-            yield processes
+        if not processes.first:
+            stack.enter_context(silence())
+        yield processes
 
 
 @contextlib.contextmanager
@@ -50,13 +61,16 @@ def silence():
 def machine_settings(given):
     """`given` with the device that it asks for, or that there is, and values for all machines."""
     from torch_utils.devices import find_device
-    from torch_utils.distributed import processes_here
+    from torch_utils.distributed import gpus_needed
 
     settings = {name: value for name, value in given.items() if name != "nobench"}
     if "data" in given:
         settings["data"] = os.path.abspath(given["data"])  # another folder may be the current one
+    detector = given.get("detector")
+    if detector is not None and Path(detector).exists():
+        settings["detector"] = os.path.abspath(detector)
     try:
-        gpus = processes_here(given.get("gpus", 1))
+        gpus = gpus_needed(given.get("gpus", 1))
         settings["device"] = str(find_device(given.get("device"), gpus))
     except ValueError as error:
         raise click.UsageError(str(error)) from error
@@ -99,14 +113,15 @@ def is_run(resume):
     return resume == "latest" or (resume is not None and Path(resume).is_dir())
 
 
-def reopen(outdir, given):
+def reopen(processes, outdir, given):
     """The run that --resume means: (folder, settings, data set, lines to print about it)."""
     from training.checkpoint import StateError
     from training.continuation import changed_settings, find_run, read_settings
 
     given = dict(given)
     try:
-        run_dir, lines = find_run(outdir, given.pop("resume"), given.get("kimg"))
+        resume = given.pop("resume")
+        run_dir, lines = processes.of_first(lambda: find_run(outdir, resume, given.get("kimg")))
         before = read_settings(run_dir)
         given = {"device": before.device, "gpus": before.gpus} | given
         config, changes = changed_settings(run_dir, machine_settings(given))
@@ -115,13 +130,6 @@ def reopen(outdir, given):
     except ConfigError as error:
         raise click.UsageError(str(error)) from error
     return run_dir, config, open_dataset(dataclasses.asdict(config)), [*lines, *changes]
-
-
-def unfinished_run(outdir, config):
-    """What `find_unfinished` returns: the run that the same command has left, or None; lines."""
-    from training.continuation import find_unfinished
-
-    return find_unfinished(outdir, config)
 
 
 def run(processes, job):
@@ -167,13 +175,15 @@ def run(processes, job):
 def how_to_go_on(run_dir):
     """What may be done after a run has diverged: the same again would diverge again."""
     from training.checkpoint import find_states
+    from training.snapshot import find_snapshots
 
-    states = find_states(run_dir)
-    return (
-        f"; --resume={run_dir} goes on from kimg {states[0].nimg / 1e3:.1f} with other settings"
-        if states
-        else ""
-    )
+    states, snapshots = find_states(run_dir), find_snapshots(run_dir)
+    if not (states and snapshots):
+        return ""
+    kimg = int(snapshots[-1].stem.rpartition("-")[2])  # of the last good networks
+    if states[0].nimg // 1000 > kimg:  # saved while it diverged
+        return f"; --restart --resume={snapshots[-1]} starts from these with other settings"
+    return f"; --resume={run_dir} goes on from kimg {states[0].nimg / 1e3:.1f} with other settings"
 
 
 def say_how_it_ended(outcome, run_dir):

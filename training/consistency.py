@@ -25,7 +25,7 @@ def check_consistency(processes, nets):
     if processes.count == 1:
         return
     gathered = processes.gather(checksums(nets))
-    if problem := processes.share(_difference(gathered) if processes.first else None):
+    if problem := processes.of_first(lambda: _difference(gathered)):
         raise ConsistencyError(problem)
 
 

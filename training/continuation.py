@@ -9,7 +9,6 @@ from dnnlib.util import atomic_write
 from training.checkpoint import StateError, find_states, is_whole, read_newest_state
 from training.config import ConfigError, TrainingConfig
 from training.metric_records import MEASUREMENTS, forget_measurements
-from training.run_dir import is_locked
 
 # Files of numbers that a run appends to; log.txt keeps what was said, of lost iterations, too.
 JOURNALS = ("stats.jsonl", "events.out.tfevents.*", MEASUREMENTS)
@@ -42,30 +41,30 @@ def write_settings(run_dir, config):
             file.write(text.encode())
 
 
-def find_unfinished(outdir, config):
+def find_unfinished(outdir, config, restarted=False):
     """The newest run below `outdir` that has the same settings and images left to see.
+
+    Args:
+        outdir: Folder of all runs.
+        config: The `TrainingConfig`.
+        restarted: The command has started a new run in an earlier attempt: none before the newest
+            of these settings is meant, even if that one has no state.
 
     Returns:
         (its folder or None, lines about runs that might have been meant).
     """
     lines = []
-    for run_dir in _runs(outdir):
-        try:
-            if not find_states(run_dir):
-                continue
-            settings = read_settings(run_dir)
-            differences = config.differences(settings)
-            if is_finished(run_dir, settings.kimg, look=not differences):
-                continue
-            in_use = is_locked(run_dir)
-        except (StateError, OSError) as error:
-            lines.append(f"{run_dir.name} is left alone: {error}")
+    for run_dir, settings in _runs(outdir, lines):
+        differences = config.differences(settings)
+        if not find_states(run_dir):
+            if restarted and not differences:
+                break
             continue
-        if not differences and not in_use:
-            return run_dir, changes(settings, config)
+        if is_finished(run_dir, settings.kimg, look=not differences):
+            continue
         if not differences:
-            lines.append(f"Another process is training in {run_dir}: this is a new run.")
-        elif len(differences) <= FEW_DIFFERENCES:
+            return run_dir, changes(settings, config)
+        if len(differences) <= FEW_DIFFERENCES:
             lines.append(
                 f"{run_dir.name} is unfinished, too, but differs in {', '.join(differences)}; "
                 f"--resume={run_dir} goes on with it."
@@ -108,13 +107,11 @@ def find_run(outdir, resume, kimg=None):
             raise StateError(f"--resume={resume}: this folder holds no training state.")
         return Path(resume), []
     finished, lines = False, []
-    for run_dir in filter(find_states, _runs(outdir)):
-        try:
-            if not is_finished(run_dir, kimg or read_settings(run_dir).kimg):
+    for run_dir, settings in _runs(outdir, lines):
+        if find_states(run_dir):
+            if not is_finished(run_dir, kimg or settings.kimg):
                 return run_dir, lines
             finished = True
-        except StateError as error:
-            lines.append(f"{run_dir.name} is left alone: {error}")
     if finished:
         raise StateError(
             f"--resume=latest: all runs in --outdir={outdir} are finished; give a larger --kimg to "
@@ -123,12 +120,20 @@ def find_run(outdir, resume, kimg=None):
     raise StateError(" ".join([f"--resume=latest: no run in --outdir={outdir} can go on.", *lines]))
 
 
-def _runs(outdir):
-    """Run folders below `outdir`, the newest first."""
+def _runs(outdir, lines):
+    """(folder, settings) of each run below `outdir`, the newest first.
+
+    To `lines` one is added about each that holds states, but settings that cannot be read.
+    """
     outdir = Path(outdir)
     names = os.listdir(outdir) if outdir.is_dir() else []
     numbered = [(int(m[0]), name) for name in names if (m := re.match(r"\d+(?=-)", name))]
-    return [outdir / name for _, name in sorted(numbered, reverse=True)]
+    for _, name in sorted(numbered, reverse=True):
+        try:
+            yield outdir / name, read_settings(outdir / name)
+        except StateError as error:
+            if find_states(outdir / name):
+                lines.append(f"{name} is left alone: {error}")
 
 
 def changed_settings(run_dir, given):
@@ -164,12 +169,19 @@ def journal_sizes(run_dir):
     return {path.name: path.stat().st_size for glob in JOURNALS for path in run_dir.glob(glob)}
 
 
-def cut_journals(run_dir, sizes, nimg):
-    """Take away what a run has appended since `journal_sizes` was called, `nimg` images seen."""
+def cut_journals(run_dir, sizes, nimg, unmeasured=None):
+    """Take away what a run has appended since `journal_sizes` was called.
+
+    Args:
+        run_dir: The run folder.
+        sizes: What that has returned.
+        nimg: Images seen then.
+        unmeasured: Name of a snapshot that had still to be measured.
+    """
     for name in journal_sizes(run_dir):
         path = Path(run_dir) / name
         if path.match(MEASUREMENTS):
-            forget_measurements(path, sizes.get(name, 0), nimg // 1000)
+            forget_measurements(path, sizes.get(name, 0), nimg // 1000, unmeasured)
         elif name not in sizes:
             path.unlink()
         elif path.stat().st_size > sizes[name]:
@@ -219,5 +231,5 @@ def take_up(run_dir, config, dataset):
             "them back, or start a new run with --restart, from its newest network-snapshot-*.pkl "
             "with --resume"
         )
-    cut_journals(run_dir, content["journals"], nimg)
+    cut_journals(run_dir, content["journals"], nimg, content["unmeasured"])
     return path, content

@@ -117,10 +117,12 @@ class Diagnostics:
 
     Args:
         config: The `TrainingConfig`.
+        quiet: Another process warns.
     """
 
-    def __init__(self, config):
+    def __init__(self, config, quiet=False):
         self._config = config
+        self._quiet = quiet
         self._warned = set()
         self.warnings = []
 
@@ -152,7 +154,7 @@ class Diagnostics:
             if name not in self._warned:
                 self._warned.add(name)
                 self.warnings.append(f"Warning ({name}): {text}. {symptom.advice}.")
-                logger.warning(self.warnings[-1])
+                logger.log(logging.DEBUG if self._quiet else logging.WARNING, self.warnings[-1])
 
 
 def relative_diversity(fakes, reals):

@@ -89,7 +89,8 @@ class DivergenceGuard:
         )
         if self._rest and state.lr_factor == 1:
             self._go_back(state)
-            logger.warning(
+            logger.log(
+                logging.WARNING if self._processes.first else logging.DEBUG,
                 "Warning: %s; going on from kimg %.1f with %g times the learning rates.",
                 told, state.nimg / 1e3, state.lr_factor,
             )  # fmt: skip

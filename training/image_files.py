@@ -133,9 +133,10 @@ class FolderStore(FileStore):
         return open(path, "rb")
 
     def signature(self, content: bool = False) -> str:
-        """Return a digest of the names and sizes of all files, or of all that is in them."""
+        """Return a digest of names and sizes of images and labels, or of all that is in them."""
         found = hashlib.sha256()
-        for name in filter(self.exists, self.names()):  # without links that lead nowhere
+        names = [*image_names(self), "dataset.json"]
+        for name in filter(self.exists, names):  # without links that lead nowhere
             found.update(f"{name}\0{self.size(name)}\0".encode())
             if content:
                 self._add_content(name, found)

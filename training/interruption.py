@@ -4,10 +4,7 @@ import contextlib
 import logging
 import signal
 
-# Of process managers, of Ctrl-C, and Slurm's warning before the time is up (--signal=USR1@120).
-SIGNALS = tuple(
-    getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name)
-)
+from torch_utils.distributed import SIGNALS
 
 logger = logging.getLogger(__name__)
 

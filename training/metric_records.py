@@ -37,26 +37,25 @@ def metrics_by_kimg(run_dir):
     return dict(sorted(found.items()))
 
 
-def forget_measurements(path, size, kimg):
-    """Of what was appended beyond `size` bytes, take away what is of snapshots from `kimg` on.
+def forget_measurements(path, size, kimg, unmeasured=None):
+    """Of what was appended beyond `size` bytes, take away what is of snapshots after `kimg`.
 
-    Other lines stay: calc_metrics.py appends what it measures of older snapshots.
+    So is what is of the snapshot of the name `unmeasured`. Other lines stay: calc_metrics.py
+    appends what it measures, too.
     """
+
+    def stays(line):
+        record = _record(line)
+        measured = _kimg(record)
+        is_lost = measured is not None and measured > kimg
+        return line.endswith(b"\n") and not is_lost and record.get("snapshot_pkl") != unmeasured
+
     data = Path(path).read_bytes()
     appended = data[size:].splitlines(keepends=True)
-    kept = [line for line in appended if _is_whole(line) and _is_older(line, kimg)]
+    kept = [line for line in appended if stays(line)]
     if kept != appended:
         with atomic_write(path) as file:
             file.write(data[:size] + b"".join(kept))
-
-
-def _is_whole(line):
-    return line.endswith(b"\n")
-
-
-def _is_older(line, kimg):
-    measured = _kimg(_record(line))
-    return measured is None or measured < kimg
 
 
 def _kimg(record):

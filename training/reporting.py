@@ -37,7 +37,7 @@ def format_time(seconds):
 
 
 class Reporter:
-    """Follows one run; a context manager that closes its files.
+    """Follows one run; a context manager that ends its progress bar.
 
     Args:
         config: The `TrainingConfig`.

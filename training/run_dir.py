@@ -5,6 +5,7 @@ import errno
 import logging
 import os
 import re
+import time
 from pathlib import Path
 
 from training.full_disk import LogFile
@@ -14,6 +15,8 @@ try:
     import fcntl
 except ImportError:  # Windows: two processes in one run folder are not noticed there
     fcntl = None
+
+PATIENCE = 60  # seconds: one that was asked to stop saves, those it has spawned outlive it a little
 
 logger = logging.getLogger(__name__)
 
@@ -91,40 +94,41 @@ def create_run_dir(outdir, description):
 def lock_run(run_dir):
     """Context that no second process enters for the same run folder.
 
-    The lock goes with the process, however that ends; workers do not inherit it. Where the file
-    system has no locks, a warning says so.
+    One that is ending is waited for. The lock goes with the process, however that ends; workers do
+    not inherit it. Where the file system has no locks, a warning says so.
 
     Raises:
-        BlockingIOError: Another process is in it.
+        BlockingIOError: Another process stays in it.
         OSError: The folder cannot be written into.
     """
+    end = time.monotonic() + PATIENCE
     with open(Path(run_dir) / ".lock", "ab") as file:
-        try:
-            if fcntl is not None:
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno in (errno.EACCES, errno.EAGAIN):
-                raise BlockingIOError(f"Another process is training in '{run_dir}'.") from error
-            logger.warning(
-                "Warning: '%s' cannot be locked (%s): give this command only once at a time.",
-                run_dir, error.strerror,
-            )  # fmt: skip
+        waiting = False
+        while not _lock(file, run_dir):
+            if time.monotonic() >= end:
+                raise BlockingIOError(
+                    f"Another process is training in '{run_dir}'; --restart starts a new run"
+                )
+            if not waiting:
+                logger.info("Waiting for another process that is training in '%s'.", run_dir)
+            waiting = True
+            time.sleep(0.2)
         yield
 
 
-def is_locked(run_dir):
-    """Whether another process trains in this run folder.
-
-    Raises:
-        OSError: The folder cannot be written into.
-    """
-    if not (Path(run_dir) / ".lock").exists():
-        return False
+def _lock(file, run_dir):
+    """Take the lock; returns whether no other process has it."""
     try:
-        with lock_run(run_dir):
+        if fcntl is not None:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EAGAIN):
             return False
-    except BlockingIOError:
-        return True
+        logger.warning(
+            "Warning: '%s' cannot be locked (%s): give this command only once at a time.",
+            run_dir, error.strerror,
+        )  # fmt: skip
+    return True
 
 
 @contextlib.contextmanager

@@ -57,15 +57,14 @@ def train_job(processes, job):
         Its `Outcome`.
 
     Raises:
-        Whatever `TrainingRun` and `take_up` raise; BlockingIOError: the run is being trained.
+        Whatever `TrainingRun`, `lock_run` and `take_up` raise.
     """
     config, run_dir = job.config, Path(job.run_dir)
     with contextlib.ExitStack() as stack:
-        if processes.first:
-            stack.enter_context(lock_run(run_dir))
-            stack.enter_context(log_to(run_dir / "log.txt"))
-        goes_on = job.goes_on and processes.first
-        continued = processes.share(take_up(run_dir, config, job.dataset) if goes_on else None)
+        processes.of_first(lambda: _enter(stack, run_dir))
+        continued = None
+        if job.goes_on:
+            continued = processes.of_first(lambda: take_up(run_dir, config, job.dataset))
         if config.cache:
             processes.first_alone(lambda: cache_images(job.dataset))
         networks = job.networks
@@ -89,6 +88,12 @@ def train_spawned_job(processes, job):
     """`train_job` in a new process, which has to be told what to say first."""
     show_messages(processes.first)
     return train_job(processes, job)
+
+
+def _enter(stack, run_dir):
+    """Let nobody else into the run folder, and log into it, while `stack` lasts."""
+    stack.enter_context(lock_run(run_dir))
+    stack.enter_context(log_to(run_dir / "log.txt"))
 
 
 def _own_device(processes, device):

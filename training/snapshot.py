@@ -15,6 +15,7 @@ from dnnlib.util import atomic_write
 from training.damaged_images import next_whole
 
 __all__ = [
+    "find_snapshots",
     "grid_size",
     "image_grid",
     "pixels",
@@ -59,14 +60,18 @@ def save_snapshot(
         pickle.dump(data, file, protocol=4)
 
 
+def find_snapshots(run_dir: str | PathLike) -> list[Path]:
+    """Return all ``network-snapshot-*.pkl`` of a run folder, the newest last."""
+    found = Path(run_dir).glob("network-snapshot-*.pkl")
+    # By length first: from 1,000,000 kimg on, names are longer and numbers have no zeros in front.
+    return sorted(found, key=lambda path: (len(path.name), path.name))
+
+
 def remove_old_snapshots(
     run_dir: str | PathLike, keep: int, spare: str | PathLike | None = None
 ) -> None:
     """Remove all ``network-snapshot-*.pkl`` of a run folder but the newest and ``spare``."""
-    found = Path(run_dir).glob("network-snapshot-*.pkl")
-    # By length first: from 1,000,000 kimg on, names are longer and numbers have no zeros in front.
-    snapshots = sorted(found, key=lambda path: (len(path.name), path.name))
-    for path in snapshots[:-keep]:
+    for path in find_snapshots(run_dir)[:-keep]:
         if spare is None or path != Path(spare):
             path.unlink(missing_ok=True)
 

@@ -91,7 +91,7 @@ class TrainingRun:
         self.coop, self.adversarial = build_stages(config, self.state, self.stats.report)
         self.stage = None
         self.guard = DivergenceGuard(self.state, self.what_goes_back(), self.processes)
-        self.diagnostics = Diagnostics(config)
+        self.diagnostics = Diagnostics(config, quiet=not self.processes.first)
         self.data = RealImages(dataset, config, device, self.processes.rank)
         self.dataset = dataset
         self.images = RunImages(self.run_dir, dataset, config.seed, config.batch_gpu, device)

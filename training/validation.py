@@ -20,6 +20,7 @@ SYMPTOMS = ("d-saturated", "no-diversity", "ada-ceiling", "non-finite")
 
 CHANNEL_BASE = 16384  # of scale 1: the feature maps of a layer times its resolution
 MAX_LOOKAHEAD = 10
+MAX_TIMEOUT_MINUTES = 7 * 24 * 60
 
 
 def flag(name):
@@ -92,7 +93,8 @@ def _batch_problems(config):
 
 
 def _optimisation_problems(config):
-    for name in ("timeout_minutes", "lr", "lr_g", "lr_d", "coop_lr_g", "coop_lr_d", "brc_limit"):
+    yield from timeout_problems(config.timeout_minutes)
+    for name in ("lr", "lr_g", "lr_d", "coop_lr_g", "coop_lr_d", "brc_limit"):
         value = getattr(config, name)
         if value is not None and value <= 0:
             yield f"{flag(name)} must be positive, not {value}"
@@ -100,6 +102,12 @@ def _optimisation_problems(config):
         yield f"--style-mixing must be from 0 to 1, not {config.style_mixing}"
     if not 0 <= config.brc_lookahead <= MAX_LOOKAHEAD:
         yield f"--brc-lookahead must be from 0 to {MAX_LOOKAHEAD}, not {config.brc_lookahead}"
+
+
+def timeout_problems(minutes):
+    """Messages about --timeout-minutes, which is needed before all other settings are known."""
+    if not 0 < minutes <= MAX_TIMEOUT_MINUTES:
+        yield f"--timeout-minutes must be above 0 and at most {MAX_TIMEOUT_MINUTES}, not {minutes}"
 
 
 def _network_problems(config):

@@ -1,3 +1,4 @@
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -11,8 +12,8 @@ from torch_utils.distributed import (
     Processes,
     WorkerError,
     device_of,
+    gpus_needed,
     joined_by_torchrun,
-    processes_here,
     run_processes,
     started_again,
 )
@@ -97,12 +98,47 @@ def test_other_things_time_out_too(kind, told):
         run_processes(time_out_elsewhere, 2, kind)
 
 
-def test_processes_of_this_machine(monkeypatch):
+def test_gpus_that_processes_need(monkeypatch):
     monkeypatch.setattr(os, "environ", {})
-    assert processes_here(8) == 8
-    place = {"RANK": "0", "WORLD_SIZE": "8", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
-    monkeypatch.setattr(os, "environ", place | {"LOCAL_WORLD_SIZE": "4"})
-    assert processes_here(8) == 4
+    assert gpus_needed(8) == 8
+    place = {"RANK": "12", "WORLD_SIZE": "16", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    monkeypatch.setattr(os, "environ", place | {"LOCAL_RANK": "4"})
+    assert gpus_needed(16) == 5, "whatever other machines have"
+
+
+def told_by_first(processes, task):
+    try:
+        return processes.exchange(processes.of_first(task))
+    except SystemExit as end:
+        return end.code
+
+
+def name_of_first():
+    return multiprocessing.current_process().name
+
+
+def refuse():
+    raise ValueError("the first has a reason")
+
+
+def test_what_the_first_does_for_all():
+    assert Processes().of_first(name_of_first) == name_of_first()
+    assert len(set(run_processes(told_by_first, 2, name_of_first))) == 1
+    with pytest.raises(WorkerError, match="^the first has a reason$"):
+        run_processes(told_by_first, 2, refuse)
+
+
+def fail_and_be_aborted(processes):
+    if processes.rank == 1:
+        raise ValueError("the reason")
+    with contextlib.suppress(RuntimeError):
+        processes.gather(None)
+    os.abort()  # as the watchdog of NCCL does
+
+
+def test_the_reason_goes_before_what_follows_from_it():
+    with pytest.raises(WorkerError, match="^the reason$"):
+        run_processes(fail_and_be_aborted, 2)
 
 
 @pytest.mark.parametrize(

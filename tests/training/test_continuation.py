@@ -2,6 +2,8 @@ import errno
 import json
 import multiprocessing
 import os
+import signal
+import threading
 from types import SimpleNamespace
 
 import pytest
@@ -85,6 +87,17 @@ def test_a_run_of_very_other_settings_is_not_mentioned(tmp_path):
     assert find_unfinished(tmp_path, tiny.config()) == (None, [])
 
 
+def test_a_command_that_starts_over_does_not_go_on_with_older_runs(tmp_path):
+    older = make_run(tmp_path, 1)
+    assert find_unfinished(tmp_path, tiny.config(), restarted=True) == (older, [])
+    make_run(tmp_path, 2, nimg=None)
+    assert find_unfinished(tmp_path, tiny.config()) == (older, [])
+    assert find_unfinished(tmp_path, tiny.config(), restarted=True) == (None, [])
+    newest = make_run(tmp_path, 3)
+    make_run(tmp_path, 4, nimg=None, seed=1)
+    assert find_unfinished(tmp_path, tiny.config(), restarted=True) == (newest, [])
+
+
 def test_a_damaged_last_state_finishes_no_run(tmp_path):
     run_dir = make_run(tmp_path, 0, nimg=1000)
     assert find_unfinished(tmp_path, tiny.config()) == (None, [])
@@ -99,21 +112,24 @@ def hold(run_dir, held, release):
         release.wait()
 
 
-def test_a_run_of_another_process_is_left_alone(tmp_path):
+def test_a_run_of_another_process(tmp_path, monkeypatch, caplog):
+    caplog.set_level("INFO")
     run_dir = make_run(tmp_path, 0)
     context = multiprocessing.get_context("spawn")
     held, release = context.Event(), context.Event()
     process = context.Process(target=hold, args=(run_dir, held, release))
     process.start()
     assert held.wait(60)
-    expected = [f"Another process is training in {run_dir}: this is a new run."]
-    assert find_unfinished(tmp_path, tiny.config()) == (None, expected)
-    with pytest.raises(BlockingIOError, match="Another process is training in"):
-        with lock_run(run_dir):
-            pass
-    process.kill()  # the lock goes with the process
-    process.join()
-    assert find_unfinished(tmp_path, tiny.config()) == (run_dir, [])
+    with monkeypatch.context() as patch:
+        patch.setattr("training.run_dir.PATIENCE", 0)
+        with pytest.raises(BlockingIOError, match="Another process is training .*--restart"):
+            with lock_run(run_dir):
+                pass
+    threading.Timer(1, process.kill).start()  # the lock goes with the process
+    with lock_run(run_dir):
+        process.join(10)
+        assert process.exitcode == -signal.SIGKILL
+    assert caplog.messages == [f"Waiting for another process that is training in '{run_dir}'."]
 
 
 def test_a_file_system_without_locks(tmp_path, monkeypatch, caplog):
@@ -244,11 +260,13 @@ def test_of_measurements_those_of_lost_snapshots_are_cut(tmp_path):
     appended = [measured(8, 7.0), *others, measured(12, 6.0)]
     path.write_text("\n".join([*before, *appended, measured(0, 5.0)[:-9]]))
     new = tmp_path / "metric-is50k.jsonl"
-    new.write_text(measured(0, 1.5) + "\n" + measured(8, 1.6) + "\n")
+    new.write_text(measured(0, 1.5) + "\n" + measured(9, 1.6) + "\n")
     for _ in range(2):
         cut_journals(tmp_path, sizes, 8100)
-        assert path.read_text().splitlines() == [*before, *others]
+        assert path.read_text().splitlines() == [*before, measured(8, 7.0), *others]
         assert new.read_text() == measured(0, 1.5) + "\n"
+    cut_journals(tmp_path, sizes, 8100, unmeasured="network-snapshot-000008.pkl")
+    assert path.read_text().splitlines() == [*before, *others], "it will be measured again"
 
 
 @pytest.mark.parametrize(

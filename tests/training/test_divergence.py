@@ -63,6 +63,19 @@ def test_the_last_good_networks_are_restored_and_saved(state):
     assert saved == [(8000, True)]
 
 
+def test_one_process_warns(state, caplog):
+    class Second:
+        first = False
+
+        def any(self, *broken):
+            return broken
+
+    guard = DivergenceGuard(state, [state], processes=Second())
+    train(state, math.nan, nimg=4000)
+    assert guard.check("cooperative", SANE, never)
+    assert not [r for r in caplog.records if r.levelname == "WARNING"]
+
+
 def test_what_breaks_in_another_process_is_seen(state):
     class Other:
         def any(self, *broken):
