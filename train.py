@@ -219,7 +219,7 @@ def prepare_and_train(processes, outdir, dry_run, restart, given):
     possible, open_measure = open_metrics_of_first(processes, config, by_default)
     if not goes_on:
         config = possible  # of a run that goes on they may be possible again next time
-        run_dir = processes.of_first(lambda: make_run_dir(outdir, description))
+        run_dir = processes.of_first(lambda: make_run_dir(outdir, description, config))
     run(processes, Job(config, dataset, run_dir, goes_on, networks, open_measure))
 
 
@@ -236,6 +236,11 @@ def choose_run(processes, outdir, restart, given):
     from training.continuation import find_unfinished
 
     asked = dict(given)
+    if "data" not in given and "resume" in given:
+        raise click.UsageError(
+            f"--resume={given['resume']} is no folder of a run; a snapshot to start from needs "
+            "--data, too"
+        )
     notes = choose_metrics(given)
     config, dataset = configure(given)
     again = restart and started_again()
@@ -344,10 +349,14 @@ def read_resume(processes, config):
         raise click.ClickException(str(error)) from error
 
 
-def make_run_dir(outdir, description):
-    """Make the folder of this run below `outdir`."""
+def make_run_dir(outdir, description, config):
+    """Make the folder of this run below `outdir`, with its settings in it."""
+    from training.continuation import write_settings
+
     try:
-        return create_run_dir(outdir, description)
+        run_dir = create_run_dir(outdir, description)
+        write_settings(run_dir, config)
+        return run_dir
     except OSError as error:
         raise click.ClickException(
             f"Cannot make a run folder in --outdir={outdir}: {error.strerror}. Choose another one."

@@ -99,12 +99,17 @@ class Trainer:
     def refused(self):
         """Whether it has found no whole state, and said so in one line."""
         *_, line = self.said().strip().splitlines() or [""]
-        message = r"Error: .* holds no training state that can be used; --restart starts over"
+        message = r"Error: .* holds no training state that can be used; start a new run: .*"
         return self.code == 1 and re.fullmatch(message, line) is not None and not self.trains
 
     @property
     def ended_well(self):
-        """By itself or by a fault, and without a traceback: an error is told in one line."""
+        """By itself or by a fault, and without a traceback: an error is told in one line.
+
+        What was killed says nothing any more, but its workers may, of a connection that is lost.
+        """
+        if self.code == -signal.SIGKILL:
+            return self.code in self.may_end_with
         *_, line = self.said().strip().splitlines() or [""]
         if "Traceback" in self.said():
             return False

@@ -63,6 +63,7 @@ def test_bad_input(tmp_path):
     save(tmp_path / "net.pkl")
     (tmp_path / "bad.pkl").write_bytes(b"hello")
     (tmp_path / "bad.safetensors").write_bytes(b"hello")
+    (tmp_path / "own.json").write_text('{"settings": "of another program"}')
     (tmp_path / "bad.json").write_text('{"format": "coopinit-networks-1", "networks": {}}')
     for network, dest, code, message in (
         ("net.pkl", "net.onnx", 2, "must be .safetensors"),
@@ -72,6 +73,7 @@ def test_bad_input(tmp_path):
         ("bad.pkl", "net.safetensors", 1, "not a network snapshot"),
         ("bad.safetensors", "x.pkl", 1, "bad.safetensors' cannot be used"),
         ("net.pkl", "no/folder/net.safetensors", 1, "No such file"),
+        ("net.pkl", "own.safetensors", 1, "own.json' is there, and describes no networks"),
     ):
         result = run(f"--network={tmp_path / network}", f"--dest={tmp_path / dest}")
         assert result.exit_code == code and message in result.output, result.output

@@ -124,10 +124,11 @@ def test_another_batch_and_a_longer_run(stopped):
     assert result.exit_code == 0, result.output
     assert "batch: 40 -> 16" in result.output and "kimg: 1 -> 2" in result.output
     assert seen(run_dir) == 2000
-    again = invoke(f"--resume={run_dir}", "--dry-run")
+    again = invoke(f"--resume={run_dir}", "--kimg=3", "--dry-run")
     assert '"batch": 16' in again.output, "the new settings are the run's from then on"
-    line = refused(f"--resume={run_dir}", code=1)
-    assert "is finished at kimg 2.0; give a larger --kimg to go on" in line
+    for options in ([], ["--dry-run"]):
+        line = refused(f"--resume={run_dir}", *options, code=1)
+        assert "is finished at kimg 2.0; give a larger --kimg to go on" in line
 
 
 def test_a_damaged_state_is_named_and_the_one_before_is_used(stopped):
@@ -214,7 +215,7 @@ def test_a_run_that_was_ended_while_measuring_measures_again(stopped, monkeypatc
             raise Killed
         return {"fid": 1.0}
 
-    monkeypatch.setattr("train.open_metrics", lambda config, _default: (config, lambda: measure))
+    monkeypatch.setattr("train.open_metrics", lambda config, *_others: (config, lambda: measure))
     with pytest.raises(Killed):
         invoke(*TINY, *args, "--snap=1")
     assert seen(run_dir) == 440
@@ -222,7 +223,15 @@ def test_a_run_that_was_ended_while_measuring_measures_again(stopped, monkeypatc
     assert measured[0] == measured[1] and len(measured) > 3
 
 
+def test_what_has_changed_is_in_the_log(stopped):
+    _, run_dir = stopped
+    assert invoke(f"--resume={run_dir}", "--batch=20").exit_code == 0
+    assert "Changed settings: batch: 40 -> 20" in (run_dir / "log.txt").read_text()
+
+
 def test_nothing_to_go_on_with(tmp_path):
+    line = refused(f"--resume={tmp_path / 'nowhere'}", code=2)
+    assert "nowhere is no folder of a run; a snapshot to start from needs --data, too" in line
     outdir = f"--outdir={tmp_path / 'runs'}"
     assert "no run in --outdir=" in refused(outdir, "--resume=latest", code=1)
     assert "this folder holds no training state" in refused(f"--resume={tmp_path}", code=1)

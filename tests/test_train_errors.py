@@ -245,6 +245,16 @@ def test_an_archive_that_is_replaced_while_training(data, tmp_path, monkeypatch)
     assert "Going on with the unfinished run" in output
 
 
+def test_the_same_damage_is_counted_once(tmp_path, caplog):
+    """Pillow's message about a file whose first chunk is broken is another one each time."""
+    files = make_data.archive_files(make_data.pixels(200, 8, 1))
+    [name] = [name for name in files if name.endswith("00000007.png")]
+    files[name] = files[name][:40] + b"?" * 40
+    data = make_data.write_folder(tmp_path / "data", files)
+    _, output = trained(f"--data={data}", f"--outdir={tmp_path / 'runs'}", *FEW_CHANNELS)
+    assert output.count("an image is left out") == 1 and name in output
+
+
 def test_damage_in_the_sample_grid_is_passed_over(tmp_path):
     files = make_data.archive_files(make_data.pixels(200, 8, 1))
     [name] = [name for name in files if name.endswith("00000007.png")]

@@ -312,7 +312,9 @@ def test_a_parent_that_is_killed_is_gone_on_with_at_once(data, tmp_path):
     process = start(command(data, outdir, "--gpus=2", "--kimg=5"))
     wait_for_a_state(process, outdir)
     process.kill()
-    output = output_of(start(command(data, outdir, "--gpus=2", "--kimg=5")))
+    again = start(command(data, outdir, "--gpus=2", "--kimg=5"))
+    output_of(process)
+    output = output_of(again)
     assert "Going on with the unfinished run" in output and "Done." in output
     assert run_of(outdir)
 
@@ -328,7 +330,8 @@ def test_data_that_are_replaced_end_all_with_the_state_saved(data, tmp_path):
     run_dir = run_of(outdir)
     assert find_states(run_dir)[0].nimg >= 4000, "of the tick that noticed"
     shutil.copy(data, path)
-    output = output_of(start(command(path, outdir, "--gpus=2", f"--resume={run_dir}", "-n")))
+    options = ("--gpus=2", "--kimg=1000", f"--resume={run_dir}", "--dry-run")
+    output = output_of(start(command(path, outdir, *options)))
     assert f"Going on with the unfinished run {run_dir}." in output
 
 

@@ -342,7 +342,9 @@ def _worker_error(
         return told
     killed = _killed(codes)
     if killed and isinstance(error, torch.multiprocessing.ProcessExitedException):
-        return WorkerError(killed)
+        told = WorkerError(killed)
+        told.kind = WorkerError.__name__
+        return told
     if kind and re.search("timed? ?out", message, re.IGNORECASE):
         return WorkerError(
             f"a process has kept the others waiting for too long ({message.splitlines()[0][-200:]})"

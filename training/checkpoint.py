@@ -64,7 +64,10 @@ def read_newest_state(run_dir):
             return state.path, read_state(state.path)
         except StateError as error:
             logger.warning("Warning: %s; looking for the state before it.", error)
-    raise StateError(f"'{run_dir}' holds no training state that can be used; --restart starts over")
+    raise StateError(
+        f"'{run_dir}' holds no training state that can be used; start a new run: with --restart, "
+        "without --resume"
+    )
 
 
 def read_state(path):

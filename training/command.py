@@ -139,6 +139,7 @@ def run(processes, job):
     from training.consistency import ConsistencyError
     from training.diagnostics import SymptomError
     from training.divergence import DivergenceError
+    from training.full_disk import FULL
     from training.image_files import DatasetError
     from training.session import train_job, train_spawned_job
     from training.transfer import TransferError
@@ -159,15 +160,18 @@ def run(processes, job):
         else:
             outcome = train_job(processes, job)
     except expected as error:
-        kind = error.kind if isinstance(error, WorkerError) else type(error).__name__
+        spawned = isinstance(error, WorkerError)
+        kind = error.kind if spawned else type(error).__name__
         way_out = how_to_go_on(run_dir) if kind == DivergenceError.__name__ else ""
+        if isinstance(error, OSError) and error.errno in FULL:
+            way_out = f"; make room at '{run_dir}' and give the same command again"
         refusal = click.ClickException(last_line(error) + way_out)
-        if kind not in {known.__name__ for known in expected}:
+        if spawned and kind not in {known.__name__ for known in expected}:
             click.echo(str(error.__cause__), err=True)  # the traceback of the process
         refusal.exit_code = 3 if kind == SymptomError.__name__ else 1
         raise refusal from error
     finally:
-        if processes.first and not job.goes_on and not (run_dir / "training_options.json").exists():
+        if processes.first and not job.goes_on and not (run_dir / "reals.png").exists():
             shutil.rmtree(run_dir, ignore_errors=True)  # it holds at most what the user was told
     say_how_it_ended(outcome, run_dir)
 

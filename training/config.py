@@ -217,9 +217,17 @@ class TrainingConfig:
 
     @classmethod
     def from_json(cls, text):
-        """The inverse of `to_json`."""
+        """The inverse of `to_json`.
+
+        Raises:
+            ValueError, TypeError, KeyError: The text is of something else.
+        """
         values = json.loads(text)
-        return cls(**values | {"stop_on": tuple(values["stop_on"])})
+        values |= {"stop_on": tuple(values["stop_on"])}
+        for f in fields(cls):
+            if f.name in values and not _is_a(values[f.name], f.type):
+                raise TypeError(f"{f.name} is {values[f.name]!r}, not {f.type}")
+        return cls(**values)
 
     def differences(self, other):
         """Texts `--NAME (VALUE there)` of the settings that make `other` another run than this.
@@ -289,6 +297,15 @@ class TrainingConfig:
         if self.subset is not None:
             kwargs["random_seed"] = self.seed
         return kwargs
+
+
+def _is_a(value, kind):
+    """Whether a value is of the type of a field; JSON writes 1.0 as it likes."""
+    if kind == tuple[str, ...]:
+        return all(isinstance(item, str) for item in value)
+    if isinstance(value, bool):
+        return kind is bool
+    return isinstance(value, kind) or (isinstance(value, int) and isinstance(1.0, kind))
 
 
 def default_augmentation(values):

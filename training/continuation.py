@@ -25,7 +25,8 @@ def read_settings(run_dir):
     try:
         return TrainingConfig.from_json(path.read_text())
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
-        problem = error.strerror if isinstance(error, OSError) else "not of this version"
+        known = isinstance(error, OSError)
+        problem = error.strerror if known else "it is damaged, or not of this version"
         raise StateError(f"Cannot read '{path}': {problem}.") from error
 
 
@@ -104,8 +105,11 @@ def find_run(outdir, resume, kimg=None):
     """
     if resume != "latest":
         if not find_states(resume):
-            raise StateError(f"--resume={resume}: this folder holds no training state.")
-        return Path(resume), []
+            raise StateError(
+                f"--resume={resume}: this folder holds no training state; give the folder of a run "
+                "(training-runs/00000-...), or latest"
+            )
+        return Path(os.path.abspath(resume)), []
     finished, lines = False, []
     for run_dir, settings in _runs(outdir, lines):
         if find_states(run_dir):
@@ -147,11 +151,19 @@ def changed_settings(run_dir, given):
     """
     before = read_settings(run_dir)
     after = before.changed(given)
+    if is_finished(run_dir, after.kimg):
+        raise _finished(run_dir, find_states(run_dir)[0].nimg)
     if fixed := before.fixed_differences(after):
         raise ConfigError(
             f"a run cannot go on with another {', '.join(fixed)}: leave it out, or start a new run"
         )
     return after, changes(before, after)
+
+
+def _finished(run_dir, nimg):
+    return StateError(
+        f"'{run_dir}' is finished at kimg {nimg / 1e3:.1f}; give a larger --kimg to go on"
+    )
 
 
 def changes(before, after):
@@ -222,9 +234,7 @@ def take_up(run_dir, config, dataset):
     _check_kinds(path, content)
     nimg = content["parts"]["training"]["nimg"]
     if nimg >= config.kimg * 1000:
-        raise StateError(
-            f"'{run_dir}' is finished at kimg {nimg / 1e3:.1f}; give a larger --kimg to go on"
-        )
+        raise _finished(run_dir, nimg)
     if content["dataset"] != dataset.signature:
         raise StateError(
             f"the data in '{config.data}' have changed since '{run_dir}' was trained on them; put "

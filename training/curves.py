@@ -4,6 +4,8 @@ import itertools
 import json
 from pathlib import Path
 
+from dnnlib.util import atomic_write
+
 PANELS = (
     ("Scores of D (mean logit)", ("Loss/scores/real", "Loss/scores/fake")),
     ("Loss of G", ("Loss/G/loss",)),
@@ -59,7 +61,8 @@ def save_curves(run_dir):
         axes.grid(alpha=0.3)
         if curves:
             axes.legend(fontsize="small")
-    figure.savefig(Path(run_dir) / "learning-curves.png", dpi=110)
+    with atomic_write(Path(run_dir) / "learning-curves.png", durable=False) as file:
+        figure.savefig(file, format="png", dpi=110)
 
 
 def _filled_panels(ticks):

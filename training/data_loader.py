@@ -1,7 +1,6 @@
 """Batches of real images and of random latents, on the training device."""
 
 import contextlib
-import errno
 import logging
 import re
 import signal
@@ -34,10 +33,10 @@ def few_cores_are_fine():
         yield
 
 
-def _lacks_memory(error):
-    """Whether workers have died, or could not be started."""
-    if isinstance(error, OSError):
-        return error.errno in (errno.ENOMEM, errno.EAGAIN)
+def _of_workers(error):
+    """Whether workers have died, or could not be started; none of their own errors has a number."""
+    if isinstance(error, OSError | EOFError):
+        return isinstance(error, EOFError) or error.errno is not None
     return isinstance(error, RuntimeError) and _SHORT.search(str(error)) is not None
 
 
@@ -157,15 +156,16 @@ class RealImages:
                         self._open()
                 return next(self._batches)
             except Exception as error:
-                if not _lacks_memory(error):
-                    if self._options["num_workers"] == 0:
-                        raise
+                if self._options["num_workers"] == 0:
+                    raise
+                if not _of_workers(error):
                     # The text holds the traceback of the worker. The one that led here would keep
                     # the iterator, and thereby the workers, beyond __exit__.
                     raise error.with_traceback(None) from None
                 what = str(error).strip().splitlines()[-1]
                 logger.warning("Warning: %s. Starting the workers again.", what)
-                self._batches = None
+                # Nothing of these may be left when others are forked: they would wait for them.
+                error.__traceback__ = self._batches = None
         raise DatasetError(
             f"The data-loader workers have died {RESTARTS} times in a row, which happens when "
             "memory is short, or shared memory (in Docker: --shm-size=1g); give fewer --workers, "

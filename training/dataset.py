@@ -4,6 +4,7 @@ An archive is a zip or folder of images of one square power-of-two size with dat
 """
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -176,9 +177,10 @@ class ImageFolderDataset(torch.utils.data.Dataset):
             with open_image(self._store, name) as opened:
                 pixels = np.array(opened)
         except Exception as error:  # a decoder can raise anything on damaged data
+            # Pillow tells the address of what it has read from: another one each time.
+            reason = re.sub(r" <[^>]* at 0x\w+>", "", first_line(error))
             raise DatasetError(
-                f"'{printable(name)}' in '{self._store.path}' cannot be decoded "
-                f"({first_line(error)}); "
+                f"'{printable(name)}' in '{self._store.path}' cannot be decoded ({reason}); "
                 f"{'restore' if isinstance(error, FileNotFoundError) else 'repair or remove'} it."
             ) from error
         image = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)

@@ -29,7 +29,13 @@ def export_networks(networks, path):
     Args:
         networks: What `legacy.load_network_pkl` returns.
         path: The file to write.
+
+    Raises:
+        OSError: One of the files cannot be written, or the JSON file is of something else.
     """
+    beside = Path(path).with_suffix(".json")
+    if beside.exists():
+        _require_own(beside)
     nets = {name: networks[name] for name in NETWORKS if networks[name] is not None}
     tensors = {
         f"{name}.{key}": tensor.contiguous().clone()
@@ -47,7 +53,7 @@ def export_networks(networks, path):
     data = safetensors.torch.save(tensors, metadata={"format": "pt"})
     with atomic_write(path) as file:
         file.write(data)
-    with atomic_write(Path(path).with_suffix(".json")) as file:
+    with atomic_write(beside) as file:
         file.write(json.dumps(description, indent=1).encode())
 
 
@@ -104,6 +110,13 @@ def _read_description(path):
         raise ExchangeError(f"{', '.join(missing)} is missing in '{path.name}'")
     _item(description, "training_set_kwargs", dict | None, path.name)
     return description
+
+
+def _require_own(path):
+    try:
+        _read_description(path)
+    except ValueError as error:
+        raise FileExistsError(f"'{path}' is there, and describes no networks") from error
 
 
 def _item(record, key, kind, where):

@@ -48,7 +48,8 @@ def forget_measurements(path, size, kimg, unmeasured=None):
         record = _record(line)
         measured = _kimg(record)
         is_lost = measured is not None and measured > kimg
-        return line.endswith(b"\n") and not is_lost and record.get("snapshot_pkl") != unmeasured
+        again = unmeasured is not None and record.get("snapshot_pkl") == unmeasured
+        return line.endswith(b"\n") and not (is_lost or again)
 
     data = Path(path).read_bytes()
     appended = data[size:].splitlines(keepends=True)

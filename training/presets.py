@@ -74,7 +74,8 @@ def preset(cfg, *, resolution, gpus, batch=None):
     values = _auto(resolution, gpus) if cfg == "auto" else dict(PRESETS[cfg])
     ref_gpus = values.pop("ref_gpus")
     values["g_scale"] = values["d_scale"] = values.pop("scale")
-    values["batch_gpu"] = values["batch"] // ref_gpus if batch is None else batch // gpus
+    of_each = (values["batch"] if batch is None else batch) // gpus
+    values["batch_gpu"] = min(values["batch"] // ref_gpus, of_each) if batch is None else of_each
     return COMMON | values
 
 

@@ -12,11 +12,13 @@ import torch
 
 from training.checkpoint import find_states
 from training.config import TrainingConfig
-from training.continuation import take_up, write_settings
+from training.continuation import changes, read_settings, take_up, write_settings
 from training.image_cache import cache_images
 from training.run_dir import lock_run, log_to
 from training.training_loop import TrainingRun
 from training.transfer import read_snapshot
+
+logger = logging.getLogger(__name__)
 
 
 class Job(NamedTuple):
@@ -77,6 +79,8 @@ def train_job(processes, job):
         del continued  # as large as what has been made of it
         if processes.first:
             print(f"Run folder: {run_dir}", flush=True)  # the log lies in it
+            if changed := changes(read_settings(run_dir), config):
+                logger.info("Changed settings: %s", "; ".join(changed))
             write_settings(run_dir, config)
         run.train()
     states = find_states(run_dir) if processes.first else []

@@ -183,6 +183,7 @@ class TrainingRun:
                 self.save_state()
             self.finish_saving()
             self.processes.wait_for_first()  # which has more to write than the others
+            self.check_data()  # damaged images may be what is left of the data
             raise
         if not self.done:
             self.save_state()

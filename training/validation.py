@@ -80,10 +80,15 @@ def _choice_problems(config):
 def _batch_problems(config):
     if min(config.batch, config.gpus) < 1:
         return  # a range problem
-    if config.batch_gpu < 1 or config.batch % (config.batch_gpu * config.gpus):
+    if config.batch % config.gpus:
         yield (
-            f"--batch={config.batch} cannot be split over --gpus={config.gpus} into equal parts of "
-            f"{config.batch_gpu}: choose a multiple"
+            f"--batch={config.batch} cannot be split over --gpus={config.gpus}: choose a multiple "
+            f"of {config.gpus}"
+        )
+    elif config.batch_gpu < 1 or config.batch % (config.batch_gpu * config.gpus):
+        yield (
+            f"{config.batch // config.gpus} images for each process cannot be split into equal "
+            f"parts of {config.batch_gpu}: choose another --batch"
         )
     elif config.batch_gpu % min(config.mbstd_group, config.batch_gpu):
         yield (

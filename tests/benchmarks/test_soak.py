@@ -12,7 +12,7 @@ from benchmarks import faults, soak
 from training.checkpoint import write_state
 
 NIMG = 6016
-REFUSAL = "Error: 'x' holds no training state that can be used; --restart starts over"
+REFUSAL = "Error: 'x' holds no training state that can be used; start a new run: ..."
 
 
 class Said(faults.Trainer):

@@ -92,7 +92,7 @@ def test_a_damaged_state_is_named_and_the_one_before_is_used(tmp_path, caplog, h
 def test_no_state_that_can_be_used(tmp_path):
     path = write_state(tmp_path, 1, 10, content())
     path.write_bytes(b"")
-    with pytest.raises(StateError, match="holds no training state that can be used; --restart"):
+    with pytest.raises(StateError, match="holds no training state that can be used; start a new"):
         read_newest_state(tmp_path)
 
 

@@ -62,8 +62,8 @@ def test_the_newest_unfinished_run_of_the_same_settings(tmp_path):
     run_dir, lines = find_unfinished(tmp_path, tiny.config(seed=9))
     assert run_dir is None
     assert lines == [
-        f"00006-tiny is left alone: Cannot read '{tmp_path}/00006-tiny/training_options.json': not "
-        "of this version.",
+        f"00006-tiny is left alone: Cannot read '{tmp_path}/00006-tiny/training_options.json': it "
+        "is damaged, or not of this version.",
         "00003-tiny is unfinished, too, but differs in --seed (0 there), --gamma (7.0 there); "
         f"--resume={tmp_path}/00003-tiny goes on with it.",
         *(
@@ -204,12 +204,32 @@ def test_what_may_not_change(tmp_path, options):
         changed_settings(run_dir, options)
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"data": "x"}', json.dumps({"a": 1})])
+def with_another(**values):
+    return json.dumps(json.loads(tiny.config().to_json()) | values)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", "{", "[]", '{"data": "x"}', json.dumps({"a": 1}), with_another(data=5),
+        with_another(metrics=["x"]), with_another(mirror=1), with_another(kimg=1.5),
+        with_another(batch=True), with_another(stop_on=[1]), with_another(stop_on=3),
+        with_another(gamma="1"), with_another(unknown=1), with_another(subset="all"),
+    ],
+)  # fmt: skip
 def test_settings_that_cannot_be_read(tmp_path, text):
     run_dir = make_run(tmp_path, 0)
     (run_dir / "training_options.json").write_text(text)
-    with pytest.raises(StateError, match="Cannot read .*not of this version"):
+    with pytest.raises(StateError, match="Cannot read .*it is damaged, or not of this version"):
         changed_settings(run_dir, {})
+
+
+def test_settings_that_can_be_read(tmp_path):
+    run_dir = make_run(tmp_path, 0)
+    values = dict(gamma=1, subset=10, stop_on=["d-saturated"], coop_noise="literal", lr_g=0.5)
+    (run_dir / "training_options.json").write_text(with_another(**values))
+    config = read_settings(run_dir)
+    assert config.stop_on == ("d-saturated",) and config.gamma == 1
 
 
 def test_a_finished_run(tmp_path):

@@ -1,4 +1,5 @@
 import errno
+import gc
 import multiprocessing
 import os
 import pickle
@@ -196,14 +197,22 @@ def killed_in_worker():
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def no_room_in_worker():
+    gc.collect()  # what is left of workers before this one would be ended by it
+    raise RuntimeError(
+        "unable to resize file </torch_1_2_0> to the right size: File too large (27)"
+    )
+
+
 @tiny.starts_workers
-@pytest.mark.parametrize("fault", [exit_in_worker, killed_in_worker])
-def test_workers_that_die_again_and_again(monkeypatch, caplog, fault):
+@pytest.mark.parametrize("fault", [exit_in_worker, killed_in_worker, no_room_in_worker])
+def test_workers_that_die_again_and_again(monkeypatch, caplog, capfd, fault):
     notice_deaths_soon(monkeypatch)
     with RealImages(Faulty(fault), tiny.config(workers=1), CPU) as batches:
         with pytest.raises(DatasetError, match="have died 3 times in a row.*fewer --workers, or 0"):
             next(batches)
     assert len(caplog.records) == 3
+    assert "can only test a child process" not in capfd.readouterr().err
 
 
 def bug_in_worker():
@@ -250,6 +259,8 @@ SHORT = (
     ),
     OSError(errno.ENOMEM, "Cannot allocate memory"),
     BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable"),
+    ConnectionResetError(errno.ECONNRESET, "Connection reset by peer"),  # killed while it sends
+    EOFError("of a pipe"),
 )
 ERRORS = (
     "Caught RuntimeError in DataLoader worker process 0.\nOriginal Traceback (most recent call "
@@ -265,29 +276,39 @@ def failing(error):
     yield
 
 
+@tiny.starts_workers
 @pytest.mark.parametrize("error", SHORT, ids=lambda error: str(error)[-60:])
 def test_workers_are_started_again(dataset, caplog, error):
     expected = take(dataset, 1)[0]
-    with loader(dataset) as batches:
+    with loader(dataset, workers=1) as batches:
         batches._batches = failing(error)
         assert all(map(torch.equal, next(batches), expected))
     assert str(error).strip().splitlines()[-1] in caplog.text
     assert "Starting the workers again." in caplog.text
 
 
-@pytest.mark.parametrize("text", ERRORS)
-def test_errors_are_told_from_deaths(dataset, text):
-    with loader(dataset) as batches:
-        batches._batches = failing(RuntimeError(text))
-        with pytest.raises(RuntimeError, match=re.escape(text)):
+@tiny.starts_workers
+@pytest.mark.parametrize("error", [*map(RuntimeError, ERRORS), OSError("Caught OSError in ...")])
+def test_errors_are_told_from_deaths(dataset, error):
+    with loader(dataset, workers=1) as batches:
+        batches._batches = failing(error)
+        with pytest.raises(type(error), match=re.escape(str(error))):
             next(batches)
 
 
+def test_without_workers_none_are_started_again(dataset):
+    with loader(dataset) as batches:
+        batches._batches = failing(OSError(errno.EIO, "Input/output error"))
+        with pytest.raises(OSError, match="Input/output"):
+            next(batches)
+
+
+@tiny.starts_workers
 def test_workers_that_cannot_be_started_again(dataset, caplog, monkeypatch):
     def open_fails(_self):
         raise OSError(errno.ENOMEM, "Cannot allocate memory")
 
-    with loader(dataset) as batches:
+    with loader(dataset, workers=1) as batches:
         monkeypatch.setattr(RealImages, "_open", open_fails)
         batches._batches = failing(RuntimeError(DEATHS[0]))
         with pytest.raises(DatasetError, match="have died 3 times in a row.*--shm-size"):

@@ -76,6 +76,13 @@ def test_presets_of_the_paper():
     )  # fmt: skip
 
 
+@pytest.mark.parametrize("cfg", ["digits", "cifar", "paper256"])
+@pytest.mark.parametrize("gpus", [1, 2, 8, 16])
+def test_processes_share_the_batch_of_a_preset(cfg, gpus):
+    values = preset(cfg, resolution=32, gpus=gpus)
+    assert values["batch"] % (values["batch_gpu"] * gpus) == 0
+
+
 def test_presets_are_not_shared():
     preset("cifar", resolution=32, gpus=1)["gamma"] = 99
     assert preset("cifar", resolution=32, gpus=1)["gamma"] == 0.01
