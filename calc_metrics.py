@@ -162,7 +162,7 @@ def _measure(job: "Job", processes: int) -> "list[Result] | None":
 
 
 def _report(job: "Job", results: "list[Result]", verbose: bool) -> None:
-    from metrics.report import append_result, describe, json_line, keep_best, run_dir_of
+    from metrics.report import append_result, describe, json_line, run_dir_of
 
     local = job.network is not None and not is_url(job.network)
     run_dir = run_dir_of(job.network) if local else None
@@ -175,7 +175,6 @@ def _report(job: "Job", results: "list[Result]", verbose: bool) -> None:
         if run_dir is not None:
             try:
                 append_result(run_dir, result, line)
-                keep_best(run_dir, result, Path(job.network))
             except OSError as error:
                 click.echo(f"Warning: the result was not saved in {run_dir}: {error}.", err=True)
 

@@ -232,8 +232,8 @@ def reopen_run(processes, outdir, given):
 
 def choose_run(processes, outdir, restart, given):
     """The run that the same command has left, or None for its folder; else as `reopen_run`."""
-    from torch_utils.distributed import started_again
     from training.continuation import find_unfinished
+    from training.launcher import job_name, started_again
 
     asked = dict(given)
     if "data" not in given and "resume" in given:
@@ -243,12 +243,12 @@ def choose_run(processes, outdir, restart, given):
         )
     notes = choose_metrics(given)
     config, dataset = configure(given)
-    again = restart and started_again()
-    if again:
-        notes.append("--restart is left out, as this is not the first attempt.")
     run_dir, lines = None, []
-    if again or not restart:
-        run_dir, lines = processes.of_first(lambda: find_unfinished(outdir, config, again))
+    if not restart:
+        run_dir, lines = processes.of_first(lambda: find_unfinished(outdir, config))
+    elif started_again():
+        own, _ = processes.of_first(lambda: find_unfinished(outdir, config, job_name()))
+        run_dir, lines = own, ["This is not the first attempt: --restart was obeyed by that."]
     return run_dir, config, dataset, [*notes, *remarks(asked, config), *lines]
 
 
@@ -352,9 +352,10 @@ def read_resume(processes, config):
 def make_run_dir(outdir, description, config):
     """Make the folder of this run below `outdir`, with its settings in it."""
     from training.continuation import write_settings
+    from training.launcher import job_name
 
     try:
-        run_dir = create_run_dir(outdir, description)
+        run_dir = create_run_dir(outdir, description, job_name())
         write_settings(run_dir, config)
         return run_dir
     except OSError as error:

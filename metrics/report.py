@@ -82,14 +82,20 @@ def keep_best(run_dir: Path, result: Result, snapshot: Path) -> list[Path]:
     for name, sign in result.better.items():
         if not _is_number(result.values[name]):
             continue
-        values = [record.get("results", {}).get(name) for record in history]
-        earlier = list(filter(_is_number, values))
+        values = [(record.get("results", {}).get(name), record) for record in history]
+        earlier = [(value, record) for value, record in values if _is_number(value)]
         best = {"lower": min, "higher": max}[sign]
-        if not earlier or best([result.values[name], *earlier]) != best(earlier):
-            path = run_dir / f"network-best-{name}.pkl"
-            with atomic_write(path) as target, open(snapshot, "rb") as source:
-                shutil.copyfileobj(source, target)
-            written.append(path)
+        value, record = best(earlier, key=lambda pair: pair[0], default=(None, None))
+        path = run_dir / f"network-best-{name}.pkl"
+        source = snapshot
+        if value is not None and best(value, result.values[name]) == value:
+            # The one before was better; if calc_metrics.py has measured it, it was not kept.
+            source = run_dir / Path(str(record.get("snapshot_pkl"))).name
+            if path.exists() or not source.is_file():
+                continue
+        with atomic_write(path) as target, open(source, "rb") as file:
+            shutil.copyfileobj(file, target)
+        written.append(path)
     return written
 
 

@@ -14,6 +14,8 @@ import train
 from tests import tiny
 from tests.train_cli import SMALL, invoke, refused, ticks
 from training.checkpoint import find_states, read_state, write_state
+from training.launcher import job_name
+from training.run_dir import JOB
 from training.training_loop import TrainingRun
 
 ROOT = Path(train.__file__).parent
@@ -82,8 +84,11 @@ def test_a_command_that_is_repeated_does_not_start_over_again(stopped, monkeypat
     args, run_dir = stopped
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
     output = invoke(*TINY, *args, "--restart").output
-    assert "--restart is left out, as this is not the first attempt." in output
-    assert runs(run_dir.parent) == ["00000"] and seen(run_dir) == 1000
+    assert "This is not the first attempt: --restart was obeyed by that." in output
+    assert runs(run_dir.parent) == ["00000", "00001"], "the older run is of another job"
+    (run_dir / JOB).write_text(job_name())
+    assert f"Going on with the unfinished run {run_dir}" in invoke(*TINY, *args, "--restart").output
+    assert runs(run_dir.parent) == ["00000", "00001"] and seen(run_dir) == 1000
 
 
 def test_restart_and_a_run_to_go_on_with(stopped):

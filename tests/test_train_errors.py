@@ -245,6 +245,18 @@ def test_an_archive_that_is_replaced_while_training(data, tmp_path, monkeypatch)
     assert "Going on with the unfinished run" in output
 
 
+def test_a_run_is_not_removed_with_its_first_picture(data, tmp_path, monkeypatch):
+    train = TrainingRun.train
+
+    def train_and_lose(run):
+        train(run)
+        (run.run_dir / "reals.png").unlink()
+
+    monkeypatch.setattr(TrainingRun, "train", train_and_lose)
+    run_dir, _ = trained(f"--data={data}", f"--outdir={tmp_path}", *FEW_CHANNELS)
+    assert find_states(run_dir)
+
+
 def test_the_same_damage_is_counted_once(tmp_path, caplog):
     """Pillow's message about a file whose first chunk is broken is another one each time."""
     files = make_data.archive_files(make_data.pixels(200, 8, 1))

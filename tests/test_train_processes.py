@@ -319,6 +319,17 @@ def test_a_parent_that_is_killed_is_gone_on_with_at_once(data, tmp_path):
     assert run_of(outdir)
 
 
+def test_an_error_of_the_system_is_one_line_with_several_processes(data, tmp_path):
+    outdir = tmp_path / "runs"
+    assert "Done." in output_of(start(command(data, outdir)))
+    (run_of(outdir) / ".lock").unlink()
+    (run_of(outdir) / ".lock").mkdir()
+    options = [f"--resume={run_of(outdir)}", "--kimg=2", "--gpus=2"]
+    output = output_of(start([sys.executable, "train.py", *options]))
+    assert "Error: [Errno 21] Is a directory" in output.strip().splitlines()[-1]
+    assert "Traceback" not in output and "exit code" not in output
+
+
 def test_data_that_are_replaced_end_all_with_the_state_saved(data, tmp_path):
     outdir, path = tmp_path / "runs", tmp_path / "data.zip"
     shutil.copy(data, path)

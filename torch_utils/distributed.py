@@ -11,6 +11,7 @@ import secrets
 import signal
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -32,7 +33,6 @@ __all__ = [
     "is_first",
     "joined_by_torchrun",
     "run_processes",
-    "started_again",
     "under_torchrun",
 ]
 
@@ -54,9 +54,14 @@ _FAILURES = (
 
 
 class WorkerError(RuntimeError):
-    """A process ended with an error; the message is that error's, `kind` the name of its class."""
+    """A process ended with an error; the message is that error's.
 
-    kind = ""
+    So are the names of its class and its bases, its traceback, and its `errno` where it has one.
+    """
+
+    def __init__(self, message: str, kinds=(), traceback: str = "", errno: int | None = None):
+        super().__init__(message)
+        self.kinds, self.traceback, self.errno = list(kinds), traceback, errno
 
 
 @dataclass(frozen=True)
@@ -255,12 +260,6 @@ def _local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", os.environ["RANK"]))
 
 
-def started_again() -> bool:
-    """Whether torchrun or Slurm repeats a command, as an earlier attempt has ended."""
-    counts = (os.environ.get(f"{name}_RESTART_COUNT") for name in ("TORCHELASTIC", "SLURM"))
-    return any(count not in (None, "", "0") for count in counts)
-
-
 @contextlib.contextmanager
 def joined_by_torchrun(device: str, timeout: timedelta = _PATIENCE) -> Iterator[Processes]:
     """Context in which this process can talk to all that torchrun has started, on any machine."""
@@ -307,7 +306,12 @@ def _work(
         try:
             value = task(Processes(rank, count), *args)
         except Exception as error:
-            reason = {"kind": type(error).__name__, "message": str(error) or type(error).__name__}
+            reason = {
+                "message": str(error) or type(error).__name__,
+                "kinds": [base.__name__ for base in type(error).__mro__],
+                "traceback": traceback.format_exc(),
+                "errno": getattr(error, "errno", None),
+            }
             with contextlib.suppress(FileExistsError), open(folder / "reason", "x") as file:
                 json.dump(reason, file)  # the others fail as a consequence
             raise
@@ -334,20 +338,17 @@ def _worker_error(
     """What to say: stopped by a signal, kept the others waiting, was killed, or failed."""
     for number in came:
         if -number in codes:
-            return WorkerError(f"stopped by {signal.Signals(number).name}")
-    message, kind = reason.get("message", str(error)), reason.get("kind", "")
-    told = WorkerError(message)
-    told.kind = kind
-    if kind and kind not in _OF_TALKING:
+            return WorkerError(f"stopped by {signal.Signals(number).name}", [WorkerError.__name__])
+    told = WorkerError(**reason) if reason else WorkerError(str(error), traceback=str(error))
+    if told.kinds and told.kinds[0] not in _OF_TALKING:
         return told
     killed = _killed(codes)
     if killed and isinstance(error, torch.multiprocessing.ProcessExitedException):
-        told = WorkerError(killed)
-        told.kind = WorkerError.__name__
-        return told
-    if kind and re.search("timed? ?out", message, re.IGNORECASE):
+        return WorkerError(killed, [WorkerError.__name__])
+    if reason and re.search("timed? ?out", str(told), re.IGNORECASE):
+        line = str(told).splitlines()[0][-200:]
         return WorkerError(
-            f"a process has kept the others waiting for too long ({message.splitlines()[0][-200:]})"
+            f"a process has kept the others waiting for too long ({line})", traceback=told.traceback
         )
     return told
 
@@ -364,7 +365,7 @@ def _killed(codes: list[int | None]) -> str | None:
     return None
 
 
-def _read_reason(folder: Path) -> dict[str, str]:
+def _read_reason(folder: Path) -> dict[str, Any]:
     path = folder / "reason"
     return json.loads(path.read_text()) if path.exists() else {}
 

@@ -141,6 +141,7 @@ def run(processes, job):
     from training.divergence import DivergenceError
     from training.full_disk import FULL
     from training.image_files import DatasetError
+    from training.run_dir import is_unused
     from training.session import train_job, train_spawned_job
     from training.transfer import TransferError
 
@@ -149,6 +150,7 @@ def run(processes, job):
         WorkerError, OSError,
     )  # fmt: skip
     config, run_dir = job.config, job.run_dir
+    outcome = None
     spawn = config.gpus > 1 and processes.count == 1
     try:
         if spawn:
@@ -161,18 +163,18 @@ def run(processes, job):
             outcome = train_job(processes, job)
     except expected as error:
         spawned = isinstance(error, WorkerError)
-        kind = error.kind if spawned else type(error).__name__
-        way_out = how_to_go_on(run_dir) if kind == DivergenceError.__name__ else ""
-        if isinstance(error, OSError) and error.errno in FULL:
-            way_out = f"; make room at '{run_dir}' and give the same command again"
+        kinds = error.kinds if spawned else [type(error).__name__]
+        way_out = how_to_go_on(run_dir) if DivergenceError.__name__ in kinds else ""
+        if getattr(error, "errno", None) in FULL:
+            way_out = f"; make room at '{run_dir.parent}' and give the same command again"
         refusal = click.ClickException(last_line(error) + way_out)
-        if spawned and kind not in {known.__name__ for known in expected}:
-            click.echo(str(error.__cause__), err=True)  # the traceback of the process
-        refusal.exit_code = 3 if kind == SymptomError.__name__ else 1
+        if spawned and not {known.__name__ for known in expected}.intersection(kinds):
+            click.echo(error.traceback, err=True)
+        refusal.exit_code = 3 if SymptomError.__name__ in kinds else 1
         raise refusal from error
     finally:
-        if processes.first and not job.goes_on and not (run_dir / "reals.png").exists():
-            shutil.rmtree(run_dir, ignore_errors=True)  # it holds at most what the user was told
+        if outcome is None and processes.first and not job.goes_on and is_unused(run_dir):
+            shutil.rmtree(run_dir, ignore_errors=True)
     say_how_it_ended(outcome, run_dir)
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from dnnlib.util import atomic_write
 from training.checkpoint import StateError, find_states, is_whole, read_newest_state
 from training.config import ConfigError, TrainingConfig
-from training.metric_records import MEASUREMENTS, forget_measurements
+from training.metric_records import MEASUREMENTS, forget_measurements, metric_of
+from training.run_dir import job_of
 
 # Files of numbers that a run appends to; log.txt keeps what was said, of lost iterations, too.
 JOURNALS = ("stats.jsonl", "events.out.tfevents.*", MEASUREMENTS)
@@ -42,14 +43,14 @@ def write_settings(run_dir, config):
             file.write(text.encode())
 
 
-def find_unfinished(outdir, config, restarted=False):
+def find_unfinished(outdir, config, job=""):
     """The newest run below `outdir` that has the same settings and images left to see.
 
     Args:
         outdir: Folder of all runs.
         config: The `TrainingConfig`.
-        restarted: The command has started a new run in an earlier attempt: none before the newest
-            of these settings is meant, even if that one has no state.
+        job: Only a run that an earlier attempt of this one has started is meant
+            (`launcher.job_name`); "": any.
 
     Returns:
         (its folder or None, lines about runs that might have been meant).
@@ -57,9 +58,7 @@ def find_unfinished(outdir, config, restarted=False):
     lines = []
     for run_dir, settings in _runs(outdir, lines):
         differences = config.differences(settings)
-        if not find_states(run_dir):
-            if restarted and not differences:
-                break
+        if not find_states(run_dir) or (job and job_of(run_dir) != job):
             continue
         if is_finished(run_dir, settings.kimg, look=not differences):
             continue
@@ -119,7 +118,7 @@ def find_run(outdir, resume, kimg=None):
     if finished:
         raise StateError(
             f"--resume=latest: all runs in --outdir={outdir} are finished; give a larger --kimg to "
-            "go on with the newest."
+            f"go on with the newest. {' '.join(lines)}".strip()
         )
     raise StateError(" ".join([f"--resume=latest: no run in --outdir={outdir} can go on.", *lines]))
 
@@ -181,19 +180,20 @@ def journal_sizes(run_dir):
     return {path.name: path.stat().st_size for glob in JOURNALS for path in run_dir.glob(glob)}
 
 
-def cut_journals(run_dir, sizes, nimg, unmeasured=None):
+def cut_journals(run_dir, sizes, nimg, unmeasured=None, metrics=()):
     """Take away what a run has appended since `journal_sizes` was called.
 
     Args:
         run_dir: The run folder.
         sizes: What that has returned.
         nimg: Images seen then.
-        unmeasured: Name of a snapshot that had still to be measured.
+        unmeasured: Name of a snapshot that had still to be measured, by these `metrics`.
     """
     for name in journal_sizes(run_dir):
         path = Path(run_dir) / name
         if path.match(MEASUREMENTS):
-            forget_measurements(path, sizes.get(name, 0), nimg // 1000, unmeasured)
+            again = unmeasured if metric_of(path) in metrics else None
+            forget_measurements(path, sizes.get(name, 0), nimg // 1000, again)
         elif name not in sizes:
             path.unlink()
         elif path.stat().st_size > sizes[name]:
@@ -241,5 +241,6 @@ def take_up(run_dir, config, dataset):
             "them back, or start a new run with --restart, from its newest network-snapshot-*.pkl "
             "with --resume"
         )
-    cut_journals(run_dir, content["journals"], nimg, content["unmeasured"])
+    metrics = (config.metrics or "").split(",")
+    cut_journals(run_dir, content["journals"], nimg, content["unmeasured"], metrics)
     return path, content

@@ -19,6 +19,7 @@ RESTARTS = 3  # of workers, without a batch in between
 # error inside of a worker has its traceback before it.
 _SHORT = re.compile(
     r"\ADataLoader worker \(pid.*\) (exited unexpectedly|is killed by signal)"
+    r"|\APin memory thread exited unexpectedly"
     r"|\nRuntimeError: unable to [^\n<]*</?torch_[^\n]*\s*\Z"
 )
 
@@ -34,9 +35,9 @@ def few_cores_are_fine():
 
 
 def _of_workers(error):
-    """Whether workers have died, or could not be started; none of their own errors has a number."""
-    if isinstance(error, OSError | EOFError):
-        return isinstance(error, EOFError) or error.errno is not None
+    """Whether workers have died, or could not be started; their own errors are "Caught ..."."""
+    if isinstance(error, OSError | EOFError):  # of the connection to one
+        return not str(error).startswith("Caught ")
     return isinstance(error, RuntimeError) and _SHORT.search(str(error)) is not None
 
 
@@ -162,7 +163,7 @@ class RealImages:
                     # The text holds the traceback of the worker. The one that led here would keep
                     # the iterator, and thereby the workers, beyond __exit__.
                     raise error.with_traceback(None) from None
-                what = str(error).strip().splitlines()[-1]
+                *_, what = str(error).strip().splitlines() or [type(error).__name__]
                 logger.warning("Warning: %s. Starting the workers again.", what)
                 # Nothing of these may be left when others are forked: they would wait for them.
                 error.__traceback__ = self._batches = None

@@ -37,6 +37,11 @@ def metrics_by_kimg(run_dir):
     return dict(sorted(found.items()))
 
 
+def metric_of(path):
+    """Name of the metric of a file, without its detector: fid2k_full of fid2k_full@own."""
+    return Path(path).stem.removeprefix("metric-").partition("@")[0]
+
+
 def forget_measurements(path, size, kimg, unmeasured=None):
     """Of what was appended beyond `size` bytes, take away what is of snapshots after `kimg`.
 

@@ -16,6 +16,7 @@ try:
 except ImportError:  # Windows: two processes in one run folder are not noticed there
     fcntl = None
 
+JOB = ".job"
 PATIENCE = 60  # seconds: one that was asked to stop saves, those it has spawned outlive it a little
 
 logger = logging.getLogger(__name__)
@@ -70,8 +71,10 @@ def _short(name, value):
     return f"{name}{value:g}" if isinstance(value, float) else f"{name}{value}"
 
 
-def create_run_dir(outdir, description):
+def create_run_dir(outdir, description, job=""):
     """Make and return `outdir/NNNNN-description`, NNNNN one above the highest there.
+
+    `job` names the attempts of a process manager that the run is of (`launcher.job_name`).
 
     Raises:
         OSError: The folder cannot be made or written.
@@ -87,7 +90,21 @@ def create_run_dir(outdir, description):
             run_dir.mkdir()
         except FileExistsError:  # another run was faster
             continue
+        if job:
+            (run_dir / JOB).write_text(job)
         return run_dir
+
+
+def job_of(run_dir):
+    """The job of `create_run_dir`."""
+    path = Path(run_dir) / JOB
+    return path.read_text() if path.exists() else ""
+
+
+def is_unused(run_dir):
+    """Whether nothing was made of a run but its folder, its settings and its log."""
+    made = ("*.png", "*.pkl", "training-state-*.pt")
+    return not any(path for pattern in made for path in Path(run_dir).glob(pattern))
 
 
 @contextlib.contextmanager

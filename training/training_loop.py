@@ -183,7 +183,8 @@ class TrainingRun:
                 self.save_state()
             self.finish_saving()
             self.processes.wait_for_first()  # which has more to write than the others
-            self.check_data()  # damaged images may be what is left of the data
+            if isinstance(error, DatasetError):
+                self.check_data()  # damaged images may be what is left of the data
             raise
         if not self.done:
             self.save_state()
@@ -379,7 +380,7 @@ class TrainingRun:
         """Remember what has been saved as `path`, and remove snapshots that are too old."""
         if path is None:
             return
-        self.unmeasured = path.name
+        self.unmeasured = None if self.measure is None else path.name
         if self.stage_is_over() and not self.done:
             self.stage_switch = path.name
         if self.config.keep is not None:

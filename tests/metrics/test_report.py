@@ -77,6 +77,18 @@ def test_only_what_was_measured_alike_is_compared(run_dir):
     assert not record(run_dir, 6.0, b"b"), "5.0 was measured in the same way"
 
 
+def test_a_better_one_that_was_not_kept_is_kept_later(run_dir):
+    """As calc_metrics.py only adds a line."""
+    earlier, found = run_dir / "network-snapshot-000000.pkl", result(7.0)
+    earlier.write_bytes(b"a")
+    append_result(run_dir, found, json_line(found, str(earlier), run_dir))
+    assert record(run_dir, 9.0, b"b") and best(run_dir) == b"a"
+    assert not record(run_dir, 8.0, b"c") and best(run_dir) == b"a"
+    (run_dir / "network-best-fid2k_full.pkl").unlink()
+    earlier.unlink()
+    assert not record(run_dir, 8.0, b"d"), "it is lost, and this is not the best"
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_what_is_not_finite_is_never_the_best(run_dir, value):
     assert not record(run_dir, value, b"a", better="higher")

@@ -15,7 +15,6 @@ from torch_utils.distributed import (
     gpus_needed,
     joined_by_torchrun,
     run_processes,
-    started_again,
 )
 
 SECOND = timedelta(seconds=1)
@@ -139,20 +138,6 @@ def fail_and_be_aborted(processes):
 def test_the_reason_goes_before_what_follows_from_it():
     with pytest.raises(WorkerError, match="^the reason$"):
         run_processes(fail_and_be_aborted, 2)
-
-
-@pytest.mark.parametrize(
-    ("env", "again"),
-    [
-        ({}, False),
-        ({"TORCHELASTIC_RESTART_COUNT": "0", "SLURM_RESTART_COUNT": ""}, False),
-        ({"TORCHELASTIC_RESTART_COUNT": "1"}, True),
-        ({"TORCHELASTIC_RESTART_COUNT": "0", "SLURM_RESTART_COUNT": "2"}, True),
-    ],
-)
-def test_attempts_of_process_managers(env, again, monkeypatch):
-    monkeypatch.setattr(os, "environ", env)
-    assert started_again() == again
 
 
 def test_the_first_goes_before_the_others(tmp_path):

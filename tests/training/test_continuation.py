@@ -21,7 +21,7 @@ from training.continuation import (
     take_up,
     write_settings,
 )
-from training.run_dir import lock_run
+from training.run_dir import JOB, lock_run
 
 DATA = SimpleNamespace(signature="as it was")
 
@@ -87,15 +87,13 @@ def test_a_run_of_very_other_settings_is_not_mentioned(tmp_path):
     assert find_unfinished(tmp_path, tiny.config()) == (None, [])
 
 
-def test_a_command_that_starts_over_does_not_go_on_with_older_runs(tmp_path):
-    older = make_run(tmp_path, 1)
-    assert find_unfinished(tmp_path, tiny.config(), restarted=True) == (older, [])
-    make_run(tmp_path, 2, nimg=None)
-    assert find_unfinished(tmp_path, tiny.config()) == (older, [])
-    assert find_unfinished(tmp_path, tiny.config(), restarted=True) == (None, [])
-    newest = make_run(tmp_path, 3)
-    make_run(tmp_path, 4, nimg=None, seed=1)
-    assert find_unfinished(tmp_path, tiny.config(), restarted=True) == (newest, [])
+def test_a_command_that_starts_over_goes_on_with_runs_of_its_own_alone(tmp_path):
+    for number, job in enumerate(["", "slurm 1", "slurm 2"]):
+        run_dir = make_run(tmp_path, number)
+        (run_dir / JOB).write_text(job)
+    assert find_unfinished(tmp_path, tiny.config()) == (run_dir, [])
+    assert find_unfinished(tmp_path, tiny.config(), "slurm 1")[0].name == "00001-tiny"
+    assert find_unfinished(tmp_path, tiny.config(), "slurm 3") == (None, [])
 
 
 def test_a_damaged_last_state_finishes_no_run(tmp_path):
@@ -176,6 +174,10 @@ def test_runs_that_resume_names(tmp_path):
     with pytest.raises(StateError, match="all runs in .* are finished; give a larger --kimg"):
         find_run(tmp_path / "done", "latest")
     (make_run(tmp_path, 14) / "training_options.json").write_text("{")
+    with pytest.raises(StateError, match="a larger --kimg .* 00002-tiny is left alone: Cannot"):
+        broken = make_run(tmp_path / "done", 2)
+        (broken / "training_options.json").write_text("{")
+        find_run(tmp_path / "done", "latest")
     run_dir, [line] = find_run(tmp_path, "latest")
     assert run_dir == older and line.startswith("00014-tiny is left alone: Cannot read ")
 
@@ -285,7 +287,9 @@ def test_of_measurements_those_of_lost_snapshots_are_cut(tmp_path):
         cut_journals(tmp_path, sizes, 8100)
         assert path.read_text().splitlines() == [*before, measured(8, 7.0), *others]
         assert new.read_text() == measured(0, 1.5) + "\n"
-    cut_journals(tmp_path, sizes, 8100, unmeasured="network-snapshot-000008.pkl")
+    cut_journals(tmp_path, sizes, 8100, "network-snapshot-000008.pkl", ["is50k"])
+    assert path.read_text().splitlines() == [*before, measured(8, 7.0), *others]
+    cut_journals(tmp_path, sizes, 8100, "network-snapshot-000008.pkl", ["is50k", "fid50k_full"])
     assert path.read_text().splitlines() == [*before, *others], "it will be measured again"
 
 
