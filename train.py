@@ -216,7 +216,9 @@ def prepare_and_train(processes, outdir, dry_run, restart, given):
     goes_on = run_dir is not None
     networks = None if goes_on else read_resume(processes, config)  # nor does it download
     by_default = not {"metrics", "detector"} & asked.keys()
-    possible, open_measure = open_metrics_of_first(processes, config, by_default)
+    spawns = config.gpus > 1 and processes.count == 1
+    opened = processes.on_first(lambda: open_metrics(config, by_default, spawns))
+    possible, open_measure = opened or (config, None)
     if not goes_on:
         config = possible  # of a run that goes on they may be possible again next time
         run_dir = processes.of_first(lambda: make_run_dir(outdir, description, config))
@@ -283,19 +285,6 @@ def metrics_by_default(given):
     ]
 
 
-def open_metrics_of_first(processes, config, by_default):
-    """What `open_metrics` returns on the first process; on others its settings, and None."""
-    functions = []
-
-    def open_and_keep():
-        possible, open_measure = open_metrics(config, by_default, processes.count == 1)
-        functions.append(open_measure)
-        return possible
-
-    possible = processes.of_first(open_and_keep)
-    return possible, functions[0] if functions else None
-
-
 def open_metrics(config, by_default, spawns):
     """The settings, and a function that returns what measures the snapshots of a run.
 
@@ -309,7 +298,6 @@ def open_metrics(config, by_default, spawns):
 
     if config.metrics in (None, "none"):
         return config, None
-    spawns = spawns and config.gpus > 1
     settings = Settings(device=config.device, detector=config.detector, verbose=True)
     kwargs = config.training_set_kwargs()
     view = {name: kwargs[name] for name in ("max_size", "xflip", "random_seed") if name in kwargs}

@@ -54,10 +54,7 @@ _FAILURES = (
 
 
 class WorkerError(RuntimeError):
-    """A process ended with an error; the message is that error's.
-
-    So are the names of its class and its bases, its traceback, and its `errno` where it has one.
-    """
+    """A process ended with an error: its message, class and bases by name, traceback, errno."""
 
     def __init__(self, message: str, kinds=(), traceback: str = "", errno: int | None = None):
         super().__init__(message)
@@ -100,22 +97,25 @@ class Processes:
         torch.distributed.broadcast_object_list(values, group=_groups["patient"])
         return values[0]
 
-    def of_first(self, task: Callable[[], Any]) -> Any:
-        """What task() returns on the first, which alone calls it, on all of them.
+    def on_first(self, task: Callable[[], Any]) -> Any:
+        """What task() returns on the first, which alone calls it while they wait; None on others.
 
         Where it fails the first raises its error, and the others SystemExit: the first has told.
         """
-        if self.count == 1:
-            return task()
-        found = None
+        value, failed = None, True
         try:
             if self.first:
-                found = [task()]
+                value = task()
+            failed = False
         finally:
-            found = self.share(found)
-        if found is None:
+            failed = self.share(failed)
+        if failed:
             raise SystemExit(1)
-        return found[0]
+        return value
+
+    def of_first(self, task: Callable[[], Any]) -> Any:
+        """As `on_first`, but the others get the value, too; it is pickled for them."""
+        return self.share(self.on_first(task))
 
     def any(self, *flags: bool) -> list[bool]:
         """Of each flag whether it is set in any process."""
@@ -135,12 +135,11 @@ class Processes:
 
         The first may take hours, and so may the others after it. Where it fails, they end.
         """
-        values = []
-        self.of_first(lambda: values.append(task()))
+        value = self.on_first(task)
         if not self.first:
-            values.append(task())
+            value = task()
         self.wait_for_first()
-        return values[0]
+        return value
 
 
 def average(tensor: torch.Tensor) -> torch.Tensor:

@@ -63,7 +63,7 @@ def train_job(processes, job):
     """
     config, run_dir = job.config, Path(job.run_dir)
     with contextlib.ExitStack() as stack:
-        processes.of_first(lambda: _enter(stack, run_dir))
+        processes.on_first(lambda: _enter(stack, run_dir))
         continued = None
         if job.goes_on:
             continued = processes.of_first(lambda: take_up(run_dir, config, job.dataset))
@@ -72,8 +72,7 @@ def train_job(processes, job):
         networks = job.networks
         if networks is None and config.resume is not None and continued is None:
             networks = processes.first_alone(lambda: read_snapshot(config.resume))
-        measure = job.open_measure() if processes.first and job.open_measure else None
-        processes.wait_for_first()  # it may have had detectors to load
+        measure = processes.on_first(lambda: job.open_measure and job.open_measure())
         own = dataclasses.replace(config, device=_own_device(processes, config.device))
         run = TrainingRun(own, job.dataset, run_dir, networks, continued, processes, measure)
         del continued  # as large as what has been made of it

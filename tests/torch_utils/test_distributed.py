@@ -112,6 +112,10 @@ def told_by_first(processes, task):
         return end.code
 
 
+def on_first(processes):
+    return processes.exchange(processes.on_first(lambda: "a value") or "nothing")
+
+
 def name_of_first():
     return multiprocessing.current_process().name
 
@@ -123,6 +127,7 @@ def refuse():
 def test_what_the_first_does_for_all():
     assert Processes().of_first(name_of_first) == name_of_first()
     assert len(set(run_processes(told_by_first, 2, name_of_first))) == 1
+    assert run_processes(on_first, 2) == ["a value", "nothing"]
     with pytest.raises(WorkerError, match="^the first has a reason$"):
         run_processes(told_by_first, 2, refuse)
 
