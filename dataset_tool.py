@@ -4,10 +4,10 @@ import os
 
 import click
 
-from training.data_sources import LABEL_CHOICES, ImageSource, open_source
-from training.dataset_writer import check_destination, scan, write_archive
-from training.image_files import MIN_RESOLUTION, DatasetError, is_usable_resolution
-from training.image_transforms import RESIZE_FILTERS, TRANSFORMS, Resize
+from training.data.convert.data_sources import LABEL_CHOICES, ImageSource, open_source
+from training.data.convert.dataset_writer import check_destination, scan, write_archive
+from training.data.convert.image_transforms import RESIZE_FILTERS, TRANSFORMS, Resize
+from training.data.image_files import MIN_RESOLUTION, DatasetError, is_usable_resolution
 
 
 @click.command(context_settings={"show_default": True, "max_content_width": 100})

@@ -7,12 +7,12 @@ import click
 
 from dnnlib.command import SectionedCommand
 from torch_utils.ops.backend import MODES, NativeUnavailableError, select
-from training.augpipes import AUGPIPES
-from training.command import configure, is_run, processes_started_together, reopen, run
-from training.config import TrainingConfig, setting_docs
-from training.presets import CFG_NAMES
-from training.run_dir import create_run_dir, describe_run
-from training.validation import (
+from training.launch.command import configure, is_run, processes_started_together, reopen, run
+from training.run.run_dir import create_run_dir, describe_run
+from training.settings.augpipes import AUGPIPES
+from training.settings.config import TrainingConfig, setting_docs
+from training.settings.presets import CFG_NAMES
+from training.settings.validation import (
     ARCHITECTURES,
     AUGMENTATIONS,
     LOSSES,
@@ -191,7 +191,7 @@ def main(outdir, dry_run, restart, **options):
 
 def prepare_and_train(processes, outdir, dry_run, restart, given):
     """Complete the settings, say what will be done, and do it."""
-    from training.session import Job
+    from training.launch.session import Job
 
     asked = dict(given)
     same_command = not is_run(given.get("resume"))
@@ -234,8 +234,8 @@ def reopen_run(processes, outdir, given):
 
 def choose_run(processes, outdir, restart, given):
     """The run that the same command has left, or None for its folder; else as `reopen_run`."""
-    from training.continuation import find_unfinished
-    from training.launcher import job_name, started_again
+    from training.launch.launcher import job_name, started_again
+    from training.run.continuation import find_unfinished
 
     asked = dict(given)
     if "data" not in given and "resume" in given:
@@ -339,8 +339,8 @@ def read_resume(processes, config):
 
 def make_run_dir(outdir, description, config):
     """Make the folder of this run below `outdir`, with its settings in it."""
-    from training.continuation import write_settings
-    from training.launcher import job_name
+    from training.launch.launcher import job_name
+    from training.run.continuation import write_settings
 
     try:
         run_dir = create_run_dir(outdir, description, job_name())

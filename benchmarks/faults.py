@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from torch_utils.distributed import SIGNALS  # noqa: E402
-from training.checkpoint import KEPT, StateError, find_states, read_state  # noqa: E402
+from training.run.checkpoint import KEPT, StateError, find_states, read_state  # noqa: E402
 
 FULL_DISK_BYTES = 4096
 PATIENCE = 120  # seconds that a process may take to end after a signal

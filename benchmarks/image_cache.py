@@ -26,10 +26,10 @@ import PIL.Image  # noqa: E402
 import torch  # noqa: E402
 
 from benchmarks.train_step import processor  # noqa: E402
-from training.config import TrainingConfig  # noqa: E402
-from training.data_loader import RealImages  # noqa: E402
+from training.data.data_loader import RealImages  # noqa: E402
+from training.data.image_cache import cache_images  # noqa: E402
 from training.dataset import ImageFolderDataset  # noqa: E402
-from training.image_cache import cache_images  # noqa: E402
+from training.settings.config import TrainingConfig  # noqa: E402
 
 
 @click.command()

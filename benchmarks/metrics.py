@@ -106,8 +106,8 @@ def features():
     from metrics.generated import GeneratedFeatures, Latents
     from metrics.moments import MomentsAccumulator
     from metrics.sources import ImageFiles
-    from training.config import TrainingConfig
     from training.dataset import ImageFolderDataset
+    from training.settings.config import TrainingConfig
     from training.state import create_state
 
     with tempfile.TemporaryDirectory() as folder:

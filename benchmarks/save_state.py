@@ -32,9 +32,9 @@ import torch  # noqa: E402
 
 import train  # noqa: E402
 from benchmarks.train_step import processor  # noqa: E402
-from training.checkpoint import find_states  # noqa: E402
-from training.command import machine_settings  # noqa: E402
-from training.config import TrainingConfig  # noqa: E402
+from training.launch.command import machine_settings  # noqa: E402
+from training.run.checkpoint import find_states  # noqa: E402
+from training.settings.config import TrainingConfig  # noqa: E402
 from training.training_loop import TrainingRun  # noqa: E402
 
 DEFAULT_SECONDS = 60 * next(

@@ -40,7 +40,7 @@ from benchmarks import faults  # noqa: E402
 from benchmarks.faults import FAULTS, Trainer  # noqa: E402
 from benchmarks.train_step import processor  # noqa: E402
 from dnnlib.util import atomic_write  # noqa: E402
-from training.checkpoint import read_state  # noqa: E402
+from training.run.checkpoint import read_state  # noqa: E402
 
 OPTIONS = (
     "--cfg=digits", "--gamma=2", "--aug=ada", "--pl-weight=2", "--snap=1", "--device=cpu",

@@ -31,9 +31,9 @@ from torch.utils.flop_counter import flop_registry  # noqa: E402
 
 import train  # noqa: E402
 from coopinit_patch.loss import no_report  # noqa: E402
-from training.command import machine_settings  # noqa: E402
-from training.config import TrainingConfig  # noqa: E402
 from training.ema import update_ema  # noqa: E402
+from training.launch.command import machine_settings  # noqa: E402
+from training.settings.config import TrainingConfig  # noqa: E402
 from training.stages import build_stages, run_phase  # noqa: E402
 from training.state import create_state  # noqa: E402
 from training.training_loop import prepare_device  # noqa: E402

@@ -13,9 +13,9 @@ import click
 DOCS = Path(__file__).resolve().parent
 sys.path.insert(0, str(DOCS.parent))
 
-from training.config import setting_docs  # noqa: E402
-from training.diagnostics import SYMPTOMS  # noqa: E402
-from training.presets import COMMON, PRESETS  # noqa: E402
+from training.monitor.diagnostics import SYMPTOMS  # noqa: E402
+from training.settings.config import setting_docs  # noqa: E402
+from training.settings.presets import COMMON, PRESETS  # noqa: E402
 
 COMMANDS = ("train", "generate", "calc_metrics", "export", "dataset_tool")
 INTRODUCTION = """\

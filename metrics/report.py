@@ -7,11 +7,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+from dnnlib.full_disk import append_whole
 from dnnlib.util import atomic_write
 from metrics.evaluation import Result
-from training.full_disk import append_whole
-from training.metric_records import read_records
-from training.reporting import format_time
+from training.monitor.metric_records import read_records
+from training.monitor.reporting import format_time
 
 __all__ = ["append_result", "describe", "json_line", "keep_best", "run_dir_of"]
 

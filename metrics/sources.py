@@ -16,7 +16,8 @@ from dnnlib.util import first_line
 from metrics import MetricError
 from metrics.detectors import file_sha256
 from metrics.features import Look, require_finite
-from training.image_files import (
+from training.data.convert.image_transforms import to_grey_or_rgb
+from training.data.image_files import (
     DatasetError,
     image_names,
     open_image,
@@ -25,7 +26,6 @@ from training.image_files import (
     read_image_header,
     read_labels,
 )
-from training.image_transforms import to_grey_or_rgb
 
 __all__ = ["FeatureFile", "ImageFiles", "View"]
 

@@ -364,7 +364,7 @@ def test_an_interrupted_run_leaves_the_old_archive(tmp_path, dest, monkeypatch):
             raise KeyboardInterrupt
         return encode(*args)
 
-    monkeypatch.setattr("training.dataset_writer._encode", interrupt)
+    monkeypatch.setattr("training.data.convert.dataset_writer._encode", interrupt)
     run(f"--source={source}", f"--dest={tmp_path / dest}", code=1)
     assert len(calls) == 2 and sorted(os.listdir(tmp_path)) == entries
     assert dest == "out" or (tmp_path / dest).read_bytes() == before

@@ -24,13 +24,13 @@ from hypothesis import strategies as st
 import legacy
 from tests import make_data, tiny
 from tests.hostile_pickles import HOSTILE, PROTOCOL_2
-from training import checkpoint
-from training.checkpoint import StateError, read_state
-from training.continuation import read_settings
+from training.data.image_files import MAX_MEMBERS
+from training.data.zip_directory import count_members
 from training.dataset import DatasetError, ImageFolderDataset
 from training.exchange import ExchangeError, export_networks, import_networks
-from training.image_files import MAX_MEMBERS
-from training.zip_directory import count_members
+from training.run import checkpoint
+from training.run.checkpoint import StateError, read_state
+from training.run.continuation import read_settings
 
 MEMORY = 200 << 20  # bytes that reading any of them may take
 SECONDS = 60  # for what takes milliseconds: a reader that is caught in a file
@@ -480,7 +480,7 @@ def test_refused_in_one_line_in_little_memory_and_in_time(tmp_path, reader, name
 
 @pytest.mark.parametrize("declared", [4, 3])
 def test_more_members_than_any_data_set_has(tmp_path, monkeypatch, declared):
-    monkeypatch.setattr("training.image_files.MAX_MEMBERS", 3)
+    monkeypatch.setattr("training.data.image_files.MAX_MEMBERS", 3)
     monkeypatch.setattr("zipfile.ZipFile", lambda path: pytest.fail("it has been opened"))
     path = directory(*[entry(b"%d" % i) for i in range(4)], declared=declared)(tmp_path)
     with pytest.raises(DatasetError, match="has 4 members or more; at most 3 .* give the folder"):

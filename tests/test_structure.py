@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import train
-from training.config import TrainingConfig
+from training.settings.config import TrainingConfig
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("training", "metrics", "coopinit_patch", "torch_utils", "dnnlib")

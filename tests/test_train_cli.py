@@ -17,8 +17,8 @@ import generate
 import train
 from tests import tiny
 from tests.train_cli import SMALL, invoke, refused, snapshot, ticks, trained
-from training.config import TrainingConfig
-from training.presets import CFG_NAMES
+from training.settings.config import TrainingConfig
+from training.settings.presets import CFG_NAMES
 
 ROOT = Path(train.__file__).parent
 FORK = "ignore::DeprecationWarning:multiprocessing.popen_fork"  # see tiny.starts_workers

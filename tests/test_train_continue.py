@@ -13,9 +13,9 @@ import pytest
 import train
 from tests import tiny
 from tests.train_cli import SMALL, invoke, refused, ticks
-from training.checkpoint import find_states, read_state, write_state
-from training.launcher import job_name
-from training.run_dir import JOB
+from training.launch.launcher import job_name
+from training.run.checkpoint import find_states, read_state, write_state
+from training.run.run_dir import JOB
 from training.training_loop import TrainingRun
 
 ROOT = Path(train.__file__).parent
@@ -208,7 +208,7 @@ def test_data_may_be_named_from_another_folder(stopped, monkeypatch):
 def test_a_run_that_was_ended_while_measuring_measures_again(stopped, monkeypatch):
     """The state of a snapshot is saved before its metrics, which take long."""
     args, run_dir = stopped
-    monkeypatch.setattr("training.reporting.KIMG_PER_TICK", 0.2)
+    monkeypatch.setattr("training.monitor.reporting.KIMG_PER_TICK", 0.2)
     measured = []
 
     class Killed(BaseException):
@@ -260,7 +260,7 @@ def test_a_run_whose_result_cannot_be_written_is_not_done(stopped, monkeypatch, 
         if what == "snapshot":
             patch.setattr("training.training_loop.save_snapshot", full)
         else:
-            patch.setattr("training.checkpoint.write_state", full)
+            patch.setattr("training.run.checkpoint.write_state", full)
         assert "No space left on device" in refused(*TINY, *args, code=1)
     assert seen(run_dir) == 400
     assert invoke(*TINY, *args).exit_code == 0

@@ -11,8 +11,8 @@ import train
 from tests import make_data, tiny
 from tests.hostile_pickles import HOSTILE
 from tests.train_cli import SMALL, refused, snapshot, trained
-from training.checkpoint import find_states
-from training.command import last_line
+from training.launch.command import last_line
+from training.run.checkpoint import find_states
 from training.snapshot import save_snapshot
 from training.training_loop import TrainingRun
 
@@ -230,7 +230,7 @@ def test_an_archive_that_is_replaced_while_training(data, tmp_path, monkeypatch)
             (tmp_path / "other.zip").replace(path)
 
     monkeypatch.setattr(TrainingRun, "iterate", iterate_and_replace)
-    monkeypatch.setattr("training.reporting.KIMG_PER_TICK", 0.3)
+    monkeypatch.setattr("training.monitor.reporting.KIMG_PER_TICK", 0.3)
     outdir = tmp_path / "runs"
     options = (f"--data={path}", f"--outdir={outdir}", "--batch=128", *FEW_CHANNELS)
     line = refused(*SMALL, *options, code=1)

@@ -17,7 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import train
 from tests import tiny
 from tests.train_cli import snapshot, ticks
-from training.checkpoint import KEPT, find_states, read_state
+from training.run.checkpoint import KEPT, find_states, read_state
 from training.training_loop import TrainingRun
 
 ROOT = Path(train.__file__).parent

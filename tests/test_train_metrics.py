@@ -16,7 +16,7 @@ from metrics.job import Job, run_job
 from tests import tiny
 from tests.train_cli import SMALL, invoke, refused, snapshot, trained
 from torch_utils.distributed import Processes
-from training.checkpoint import read_newest_state
+from training.run.checkpoint import read_newest_state
 from training.training_loop import TrainingRun
 
 COMMON = ("--kimg=2", "--coop-kimg=1", "--coop-steps=1", "--batch=100", "--gamma=0", "--snap=1")

@@ -21,10 +21,10 @@ import train
 from tests import tiny
 from tests.train_cli import SMALL, refused, ticks
 from torch_utils.distributed import Processes, run_processes
-from training import consistency
-from training.checkpoint import find_states, read_state
-from training.consistency import ConsistencyError, check_consistency, checksums
 from training.dataset import ImageFolderDataset
+from training.run import consistency
+from training.run.checkpoint import find_states, read_state
+from training.run.consistency import ConsistencyError, check_consistency, checksums
 from training.stages import build_stages, run_phase
 from training.state import create_state
 

@@ -4,7 +4,7 @@ import pytest
 
 from tests import tiny
 from tests.train_cli import snapshot, ticks, trained
-from training.validation import LOSSES
+from training.settings.validation import LOSSES
 
 # Four channels at 8x8, and enough iterations for every lazy regulariser to come up.
 TINY = ("--batch=100", "--g-scale=0.001953125", "--d-scale=0.001953125", "--gamma=0")

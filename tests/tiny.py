@@ -5,8 +5,8 @@ import torch
 
 from metrics.classifier import Classifier, save_detector
 from tests import make_data
-from training.config import TrainingConfig
 from training.networks import Discriminator, Generator
+from training.settings.config import TrainingConfig
 from training.snapshot import save_snapshot
 
 # From Python 3.12 on, forking while PyTorch has threads is warned of; data-loader workers do so.

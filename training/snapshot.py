@@ -12,7 +12,7 @@ import PIL.Image
 import torch
 
 from dnnlib.util import atomic_write
-from training.damaged_images import next_whole
+from training.data.damaged_images import next_whole
 
 __all__ = [
     "find_snapshots",

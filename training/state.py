@@ -6,11 +6,11 @@ from dataclasses import dataclass
 import torch
 
 from training.augment import AugmentPipe
-from training.augpipes import augment_kwargs
 from training.networks import Discriminator, Generator
+from training.settings.augpipes import augment_kwargs
+from training.settings.validation import CHANNEL_BASE
 from training.spectral_norm import add_spectral_norm, without_spectral_norm
 from training.transfer import load_weights
-from training.validation import CHANNEL_BASE
 
 
 @dataclass

@@ -8,27 +8,27 @@ from pathlib import Path
 
 import torch
 
+from dnnlib.full_disk import disk_may_be_full
 from dnnlib.util import first_line
 from torch_utils import host_memory
 from torch_utils.distributed import Processes, average
 from torch_utils.ops import backend
 from torch_utils.training_stats import TrainingStats
 from training.ada import UPDATE_INTERVAL
-from training.checkpoint import StateError, StateWriter
-from training.consistency import ConsistencyError, check_consistency
-from training.continuation import journal_sizes
-from training.curves import save_curves
-from training.data_loader import RealImages
+from training.data.data_loader import RealImages
 from training.dataset import DatasetError
-from training.diagnostics import Diagnostics, SymptomError
-from training.divergence import DivergenceError, DivergenceGuard, finite_networks
 from training.ema import ema_decay, update_ema
-from training.full_disk import disk_may_be_full
-from training.interruption import Interruption
-from training.page import save_page
-from training.random_state import RandomState, seed_all
-from training.reporting import Reporter
-from training.run_images import RunImages
+from training.monitor.curves import save_curves
+from training.monitor.diagnostics import Diagnostics, SymptomError
+from training.monitor.divergence import DivergenceError, DivergenceGuard, finite_networks
+from training.monitor.page import save_page
+from training.monitor.reporting import Reporter
+from training.monitor.run_images import RunImages
+from training.run.checkpoint import StateError, StateWriter
+from training.run.consistency import ConsistencyError, check_consistency
+from training.run.continuation import journal_sizes
+from training.run.interruption import Interruption
+from training.run.random_state import RandomState, seed_all
 from training.snapshot import remove_old_snapshots, save_snapshot
 from training.stages import build_stages, enter_stage, run_phase
 from training.state import create_state

@@ -7,7 +7,7 @@ import torch
 import legacy
 from dnnlib.util import DownloadError, open_url
 from torch_utils.misc import params_and_buffers
-from training.transfer_names import OFFICIAL_SNAPSHOTS
+from training.settings.transfer_names import OFFICIAL_SNAPSHOTS
 
 logger = logging.getLogger(__name__)
 

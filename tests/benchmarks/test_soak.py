@@ -9,7 +9,7 @@ import torch
 
 pytest.importorskip("fcntl")  # full disks are made by limits that only Linux has
 from benchmarks import faults, soak
-from training.checkpoint import write_state
+from training.run.checkpoint import write_state
 
 NIMG = 6016
 REFUSAL = "Error: 'x' holds no training state that can be used; start a new run: ..."

@@ -3,7 +3,7 @@ import torch
 
 from training.ada import AdaController
 from training.augment import AugmentPipe
-from training.augpipes import AUGPIPES, GROUPS, augment_kwargs
+from training.settings.augpipes import AUGPIPES, GROUPS, augment_kwargs
 
 
 def scores(positive, negative):

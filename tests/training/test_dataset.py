@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from tests import make_data
-from training.dataset import DatasetError, ImageFolderDataset, InfiniteSampler
-from training.image_files import open_store
+from training.data.image_files import open_store
+from training.data.sampler import InfiniteSampler
+from training.dataset import DatasetError, ImageFolderDataset
 
 
 def archive(tmp_path, images, labels=None, name="data.zip"):

@@ -11,9 +11,9 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from training.config import TrainingConfig
-from training.curves import read_stats
 from training.dataset import ImageFolderDataset
+from training.monitor.curves import read_stats
+from training.settings.config import TrainingConfig
 from training.training_loop import TrainingRun
 
 RECORD = Path(__file__).parent.parent / "golden" / "run.json"

@@ -4,7 +4,7 @@ import math
 import pytest
 import torch
 
-from training.config import TrainingConfig
+from training.settings.config import TrainingConfig
 from training.stages import GRADIENT_LIMIT, Phase, Stage, build_stages, enter_stage, run_phase
 from training.state import create_state
 

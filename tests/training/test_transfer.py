@@ -13,10 +13,10 @@ from tests.hostile_pickles import HOSTILE
 from training import transfer
 from training.dataset import ImageFolderDataset
 from training.networks import Discriminator, Generator
+from training.settings.transfer_names import OFFICIAL_SNAPSHOTS
 from training.snapshot import save_snapshot
 from training.state import create_state
 from training.transfer import TransferError, load_weights, read_snapshot
-from training.transfer_names import OFFICIAL_SNAPSHOTS
 
 
 @pytest.fixture

@@ -1,0 +1,1 @@
+"""What dataset_tool.py is made of; imports no torch."""

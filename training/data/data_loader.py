@@ -1,0 +1,197 @@
+"""Batches of real images and of random latents, on the training device."""
+
+import contextlib
+import logging
+import re
+import signal
+import sys
+import warnings
+
+import torch
+
+from training.data.damaged_images import DamageCount, UndamagedImages
+from training.data.image_files import DatasetError
+from training.data.sampler import InfiniteSampler
+from training.run.interruption import ignore_signals
+
+FORKS = sys.platform == "linux"
+RESTARTS = 3  # of workers, without a batch in between
+# What PyTorch says of a worker that is gone, or that finds no shared memory for a batch. Any other
+# error inside of a worker has its traceback before it.
+_SHORT = re.compile(
+    r"\ADataLoader worker \(pid.*\) (exited unexpectedly|is killed by signal)"
+    r"|\APin memory thread exited unexpectedly"
+    r"|\nRuntimeError: unable to [^\n<]*</?torch_[^\n]*\s*\Z"
+)
+
+logger = logging.getLogger(__name__)
+
+
+@contextlib.contextmanager
+def few_cores_are_fine():
+    """Torch warns where there are more workers than cores; the default of three does no harm."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "This DataLoader will create")
+        yield
+
+
+def _of_workers(error):
+    """Whether workers have died, or could not be started; their own errors are "Caught ..."."""
+    if isinstance(error, OSError | EOFError):  # of the connection to one
+        return not str(error).startswith("Caught ")
+    return isinstance(error, RuntimeError) and _SHORT.search(str(error)) is not None
+
+
+class Fatal(str):
+    """Why there is no next batch."""
+
+
+class RealImages:
+    """Endless iterator over batches of real images; a context manager that ends its workers.
+
+    Yields (images [N, C, H, W] float32 in [-1, 1], labels [N, c_dim] float32), N the batch of this
+    process. The order is a function of the seed and of the number of images that earlier batches
+    have drawn, so that a stream is taken up where it was left. In the place of a damaged image
+    stands the next whole one; DatasetError is raised when more than 1 % are damaged. Workers that
+    die are started again, at the batch that was due.
+    """
+
+    def __init__(self, dataset, config, device, rank=0):
+        self._device = device
+        self._share = dict(rank=rank, num_replicas=config.gpus)
+        self._dataset = UndamagedImages(dataset)
+        self._damage = DamageCount(len(dataset) // (1 + config.mirror), quiet=rank > 0)
+        self._seed = config.seed
+        self._batch = config.batch
+        self._options = dict(
+            batch_size=config.batch // config.gpus,
+            num_workers=config.workers,
+            pin_memory=(device.type == "cuda"),
+            prefetch_factor=2 if config.workers else None,
+            worker_init_fn=ignore_signals,
+            # A process that was spawned would spawn its workers, too: they would start slowly, and
+            # those of a forkserver outlive it.
+            multiprocessing_context="fork" if config.workers and FORKS else None,
+        )
+        self._label_dim = dataset.label_dim
+        self._one_hot = dataset.has_onehot_labels
+        self._labels = torch.from_numpy(dataset.raw_labels).to(device)
+        self._batch_gpu = config.batch_gpu
+        self._z_dim = config.z_dim
+        self._position = 0  # images that all processes have taken; what is held ready is not
+        self._batches = None
+        self._ahead = None  # the next batch
+        self.news = []  # texts about damaged images that nobody has heard of; or why there is none
+
+    def state_dict(self):
+        """How far the stream has been drawn, and what was left out."""
+        return {"position": self._position, "damaged": self._damage.known}
+
+    def load_state_dict(self, state):
+        """Go on from `state_dict()`; before the context is entered."""
+        self._position = state["position"]
+        self._damage.known = list(state["damaged"])
+
+    def __enter__(self):
+        self._open()
+        return self
+
+    def _open(self):
+        sampler = InfiniteSampler(
+            len(self._dataset), seed=self._seed, start=self._position, **self._share
+        )
+        handler = signal.getsignal(signal.SIGCHLD) if hasattr(signal, "SIGCHLD") else None
+        with few_cores_are_fine():
+            loader = torch.utils.data.DataLoader(self._dataset, sampler=sampler, **self._options)
+            self._batches = iter(loader)
+        if handler is not None:
+            # PyTorch's would raise an error anywhere, in the midst of an optimizer step, too.
+            with contextlib.suppress(ValueError):  # not the main thread
+                signal.signal(signal.SIGCHLD, handler)
+
+    def __exit__(self, *exc_info):
+        self._batches = None  # the loader's iterator ends its workers when it goes
+
+    def __next__(self):
+        self.draw_ahead()
+        if self.news:
+            self.learn([self.news])
+        (images, labels), self._ahead = self._ahead, None
+        self._position += self._batch
+        images = images.to(self._device, non_blocking=True).to(torch.float32) / 127.5 - 1
+        return images, labels.to(self._device, non_blocking=True)
+
+    def draw_ahead(self):
+        """Have the next batch ready; what is wrong with it is in `news` then, and raises nothing.
+
+        Where several processes train together, all of them `learn` the news of all.
+        """
+        if self._ahead is not None:
+            return
+        try:
+            images, labels, damage = self._draw()
+        except DatasetError as error:
+            self.news = [Fatal(error)]
+            return
+        self._ahead = images, labels
+        self.news = [text for text in damage if text and text not in self._damage.known]
+
+    def learn(self, news):
+        """Take the `news` of all processes into account, a list for each.
+
+        Raises:
+            DatasetError: One of them has no next batch, or too many images are damaged; the same
+                in all processes.
+        """
+        self.news = []
+        texts = [text for of_one in news for text in of_one]
+        if fatal := [text for text in texts if isinstance(text, Fatal)]:
+            raise DatasetError(fatal[0])
+        self._damage.add(texts)
+
+    def _draw(self):
+        """The next batch; the workers are started again where one of them has died."""
+        for _ in range(RESTARTS):
+            try:
+                if self._batches is None:
+                    with torch.random.fork_rng(devices=[]):  # the start draws a number
+                        self._open()
+                return next(self._batches)
+            except Exception as error:
+                if self._options["num_workers"] == 0:
+                    raise
+                if not _of_workers(error):
+                    # The text holds the traceback of the worker. The one that led here would keep
+                    # the iterator, and thereby the workers, beyond __exit__.
+                    raise error.with_traceback(None) from None
+                *_, what = str(error).strip().splitlines() or [type(error).__name__]
+                logger.warning("Warning: %s. Starting the workers again.", what)
+                # Nothing of these may be left when others are forked: they would wait for them.
+                error.__traceback__ = self._batches = None
+        raise DatasetError(
+            f"The data-loader workers have died {RESTARTS} times in a row, which happens when "
+            "memory is short, or shared memory (in Docker: --shm-size=1g); give fewer --workers, "
+            "or 0."
+        )
+
+    def micro_batches(self, real):
+        """Split a batch into forward passes, each with latents and labels drawn for it.
+
+        Returns:
+            List of dicts real_img, real_c, gen_z [n, z_dim] ~ N(0, 1), gen_c [n, c_dim] with
+            the frequencies of the data set.
+        """
+        images, labels = real
+        gen_z = torch.randn([len(images), self._z_dim], device=self._device)
+        gen_c = self._draw_labels(len(images))
+        parts = (t.split(self._batch_gpu) for t in (images, labels, gen_z, gen_c))
+        names = ("real_img", "real_c", "gen_z", "gen_c")
+        return [dict(zip(names, part, strict=True)) for part in zip(*parts, strict=True)]
+
+    def _draw_labels(self, count):
+        """Labels [count, c_dim] drawn as one indexed tensor."""
+        drawn = torch.randint(len(self._labels), [count], device=self._device)
+        labels = self._labels[drawn]
+        if self._one_hot:
+            labels = torch.nn.functional.one_hot(labels, self._label_dim)
+        return labels.to(torch.float32)

@@ -1,0 +1,211 @@
+"""What train.py does with its options: settings, data set, processes, and errors in one line.
+
+Imports torch late, so that `train.py --help` answers at once.
+"""
+
+import contextlib
+import dataclasses
+import os
+import shutil
+from datetime import timedelta
+from pathlib import Path
+
+import click
+
+from training.settings.config import ConfigError, TrainingConfig
+from training.settings.validation import timeout_problems
+
+
+@contextlib.contextmanager
+def processes_started_together(given):
+    """Context in which this process can talk to those that torchrun has started, if it has."""
+    from torch.distributed import DistError
+
+    from torch_utils.distributed import Processes, joined_by_torchrun, under_torchrun
+    from training.launch.session import show_messages
+
+    if not under_torchrun():
+        show_messages()
+        yield Processes()
+        return
+    device = machine_settings(given)["device"]
+    minutes = given.get("timeout_minutes", TrainingConfig.timeout_minutes)
+    for problem in timeout_problems(minutes):
+        raise click.UsageError(problem)
+    with contextlib.ExitStack() as stack:
+        try:
+            joined = joined_by_torchrun(device, timedelta(minutes=minutes))
+            processes = stack.enter_context(joined)
+        except (OSError, DistError) as error:
+            raise click.ClickException(
+                f"cannot meet the other processes: {last_line(error)}"
+            ) from error
+        show_messages(processes.first)
+        if given.setdefault("gpus", processes.count) != processes.count:
+            raise click.UsageError(
+                f"--gpus={given['gpus']}, but torchrun started {processes.count} processes: leave "
+                "it out"
+            )
+        if not processes.first:
+            stack.enter_context(silence())
+        yield processes
+
+
+@contextlib.contextmanager
+def silence():
+    """Context in which nothing is printed: the first process speaks for all."""
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+        yield
+
+
+def machine_settings(given):
+    """`given` with the device that it asks for, or that there is, and values for all machines."""
+    from torch_utils.devices import find_device
+    from torch_utils.distributed import gpus_needed
+
+    settings = {name: value for name, value in given.items() if name != "nobench"}
+    if "data" in given:
+        settings["data"] = os.path.abspath(given["data"])  # another folder may be the current one
+    detector = given.get("detector")
+    if detector is not None and Path(detector).exists():
+        settings["detector"] = os.path.abspath(detector)
+    try:
+        gpus = gpus_needed(given.get("gpus", 1))
+        settings["device"] = str(find_device(given.get("device"), gpus))
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+    if "nobench" in given:
+        settings["cudnn_benchmark"] = not given["nobench"]
+    return settings
+
+
+def open_dataset(given):
+    """The data set of these settings, by field name."""
+    from training.dataset import DatasetError, ImageFolderDataset
+
+    if "data" not in given:
+        raise click.UsageError("Missing option '--data': the zip or folder to train on")
+    subset = given.get("subset")
+    try:
+        return ImageFolderDataset(
+            given["data"],
+            use_labels=given.get("cond", False),
+            max_size=None if subset is None else max(subset, 1),  # refused later
+            xflip=given.get("mirror", False),
+            random_seed=given.get("seed", 0),
+        )
+    except DatasetError as error:
+        raise click.ClickException(str(error)) from error
+
+
+def configure(given):
+    """Open the data set and complete the settings; returns (`TrainingConfig`, data set)."""
+    given = {"cudnn_benchmark": True} | machine_settings(given)
+    dataset = open_dataset(given)
+    try:
+        return TrainingConfig.from_options(given, resolution=dataset.resolution), dataset
+    except ConfigError as error:
+        raise click.UsageError(str(error)) from error
+
+
+def is_run(resume):
+    """Whether this value of --resume means a run to go on with, and not weights to start from."""
+    return resume == "latest" or (resume is not None and Path(resume).is_dir())
+
+
+def reopen(processes, outdir, given):
+    """The run that --resume means: (folder, settings, data set, lines to print about it)."""
+    from training.run.checkpoint import StateError
+    from training.run.continuation import changed_settings, find_run, read_settings
+
+    given = dict(given)
+    try:
+        resume = given.pop("resume")
+        run_dir, lines = processes.of_first(lambda: find_run(outdir, resume, given.get("kimg")))
+        before = read_settings(run_dir)
+        given = {"device": before.device, "gpus": before.gpus} | given
+        config, changes = changed_settings(run_dir, machine_settings(given))
+    except StateError as error:
+        raise click.ClickException(str(error)) from error
+    except ConfigError as error:
+        raise click.UsageError(str(error)) from error
+    return run_dir, config, open_dataset(dataclasses.asdict(config)), [*lines, *changes]
+
+
+def run(processes, job):
+    """Train in a run folder; errors that a user can mend end in one line."""
+    from dnnlib.full_disk import FULL
+    from torch_utils.distributed import WorkerError, run_processes
+    from training.data.image_files import DatasetError
+    from training.launch.session import train_job, train_spawned_job
+    from training.monitor.diagnostics import SymptomError
+    from training.monitor.divergence import DivergenceError
+    from training.run.checkpoint import StateError
+    from training.run.consistency import ConsistencyError
+    from training.run.run_dir import is_unused
+    from training.transfer import TransferError
+
+    expected = (
+        TransferError, DatasetError, DivergenceError, SymptomError, StateError, ConsistencyError,
+        WorkerError, OSError,
+    )  # fmt: skip
+    config, run_dir = job.config, job.run_dir
+    outcome = None
+    spawn = config.gpus > 1 and processes.count == 1
+    try:
+        if spawn:
+            job = job._replace(networks=None)  # cannot be pickled; each process reads them
+            timeout = timedelta(minutes=config.timeout_minutes)
+            outcome = run_processes(
+                train_spawned_job, config.gpus, job, device=config.device, timeout=timeout
+            )
+        else:
+            outcome = train_job(processes, job)
+    except expected as error:
+        spawned = isinstance(error, WorkerError)
+        kinds = error.kinds if spawned else [type(error).__name__]
+        way_out = how_to_go_on(run_dir) if DivergenceError.__name__ in kinds else ""
+        if getattr(error, "errno", None) in FULL:
+            way_out = f"; make room at '{run_dir.parent}' and give the same command again"
+        refusal = click.ClickException(last_line(error) + way_out)
+        if spawned and not {known.__name__ for known in expected}.intersection(kinds):
+            click.echo(error.traceback, err=True)
+        refusal.exit_code = 3 if SymptomError.__name__ in kinds else 1
+        raise refusal from error
+    finally:
+        if outcome is None and processes.first and not job.goes_on and is_unused(run_dir):
+            shutil.rmtree(run_dir, ignore_errors=True)
+    say_how_it_ended(outcome, run_dir)
+
+
+def how_to_go_on(run_dir):
+    """What may be done after a run has diverged: the same again would diverge again."""
+    from training.run.checkpoint import find_states
+    from training.snapshot import find_snapshots
+
+    states, snapshots = find_states(run_dir), find_snapshots(run_dir)
+    if not (states and snapshots):
+        return ""
+    kimg = int(snapshots[-1].stem.rpartition("-")[2])  # of the last good networks
+    if states[0].nimg // 1000 > kimg:  # saved while it diverged
+        return f"; --restart --resume={snapshots[-1]} starts from these with other settings"
+    return f"; --resume={run_dir} goes on from kimg {states[0].nimg / 1e3:.1f} with other settings"
+
+
+def say_how_it_ended(outcome, run_dir):
+    """Print where to look, or what has been saved."""
+    if outcome.done:
+        click.echo(f"Done. Open {run_dir / 'index.html'}")
+        return
+    saved = outcome.saved_kimg
+    click.echo(
+        f"Stopped by {outcome.signal} at kimg {outcome.kimg:.1f}; "
+        + ("nothing could be saved." if saved is None else
+           f"the state of kimg {saved:.1f} is saved. The same command goes on from there.")
+    )  # fmt: skip
+
+
+def last_line(error):
+    """The message itself: data-loader workers put their traceback and its class before it."""
+    *_, line = str(error).strip().splitlines() or [type(error).__name__]
+    return line.removeprefix(f"{type(error).__module__}.{type(error).__qualname__}: ")

@@ -1,0 +1,246 @@
+"""Which run a command goes on with, and its folder as it was when the state was saved."""
+
+import contextlib
+import os
+import re
+from pathlib import Path
+
+from dnnlib.util import atomic_write
+from training.monitor.metric_records import MEASUREMENTS, forget_measurements, metric_of
+from training.run.checkpoint import StateError, find_states, is_whole, read_newest_state
+from training.run.run_dir import job_of
+from training.settings.config import ConfigError, TrainingConfig
+
+# Files of numbers that a run appends to; log.txt keeps what was said, of lost iterations, too.
+JOURNALS = ("stats.jsonl", "events.out.tfevents.*", MEASUREMENTS)
+FEW_DIFFERENCES = 3  # settings, up to which another run may have been meant
+
+
+def read_settings(run_dir):
+    """The `TrainingConfig` of a run folder.
+
+    Raises:
+        StateError: There is none that this version reads.
+    """
+    path = Path(run_dir) / "training_options.json"
+    try:
+        return TrainingConfig.from_json(path.read_text())
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        known = isinstance(error, OSError)
+        problem = error.strerror if known else "it is damaged, or not of this version"
+        raise StateError(f"Cannot read '{path}': {problem}.") from error
+
+
+def write_settings(run_dir, config):
+    """Write the settings of a run, whole or not at all, unless they are there.
+
+    Raises:
+        OSError: They cannot be written.
+    """
+    path, text = Path(run_dir) / "training_options.json", config.to_json()
+    if not path.exists() or path.read_text() != text:
+        with atomic_write(path) as file:
+            file.write(text.encode())
+
+
+def find_unfinished(outdir, config, job=""):
+    """The newest run below `outdir` that has the same settings and images left to see.
+
+    Args:
+        outdir: Folder of all runs.
+        config: The `TrainingConfig`.
+        job: Only a run that an earlier attempt of this one has started is meant
+            (`launcher.job_name`); "": any.
+
+    Returns:
+        (its folder or None, lines about runs that might have been meant).
+    """
+    lines = []
+    for run_dir, settings in _runs(outdir, lines):
+        differences = config.differences(settings)
+        if not find_states(run_dir) or (job and job_of(run_dir) != job):
+            continue
+        if is_finished(run_dir, settings.kimg, look=not differences):
+            continue
+        if not differences:
+            return run_dir, changes(settings, config)
+        if len(differences) <= FEW_DIFFERENCES:
+            lines.append(
+                f"{run_dir.name} is unfinished, too, but differs in {', '.join(differences)}; "
+                f"--resume={run_dir} goes on with it."
+            )
+    return None, lines
+
+
+def is_finished(run_dir, kimg, look=True):
+    """Whether a run has seen all its images, by its newest state, which is whole.
+
+    Args:
+        run_dir: The run folder, with at least one state.
+        kimg: Length of the run.
+        look: Read the state; else its name is believed.
+    """
+    newest = find_states(run_dir)[0]
+    if newest.nimg < kimg * 1000 or not look:
+        return newest.nimg >= kimg * 1000
+    with contextlib.suppress(OSError):  # reading it later says why
+        return is_whole(newest.path)
+    return False
+
+
+def find_run(outdir, resume, kimg=None):
+    """The run that --resume=latest or --resume=RUN_DIR means.
+
+    Args:
+        outdir: Folder of all runs.
+        resume: Value of the option.
+        kimg: What the run is to be continued to; None: as its settings say.
+
+    Returns:
+        (its folder, lines about newer ones that cannot be used).
+
+    Raises:
+        StateError: There is no such run, or it holds no state.
+    """
+    if resume != "latest":
+        if not find_states(resume):
+            raise StateError(
+                f"--resume={resume}: this folder holds no training state; give the folder of a run "
+                "(training-runs/00000-...), or latest"
+            )
+        return Path(os.path.abspath(resume)), []
+    finished, lines = False, []
+    for run_dir, settings in _runs(outdir, lines):
+        if find_states(run_dir):
+            if not is_finished(run_dir, kimg or settings.kimg):
+                return run_dir, lines
+            finished = True
+    if finished:
+        raise StateError(
+            f"--resume=latest: all runs in --outdir={outdir} are finished; give a larger --kimg to "
+            f"go on with the newest. {' '.join(lines)}".strip()
+        )
+    raise StateError(" ".join([f"--resume=latest: no run in --outdir={outdir} can go on.", *lines]))
+
+
+def _runs(outdir, lines):
+    """(folder, settings) of each run below `outdir`, the newest first.
+
+    To `lines` one is added about each that holds states, but settings that cannot be read.
+    """
+    outdir = Path(outdir)
+    names = os.listdir(outdir) if outdir.is_dir() else []
+    numbered = [(int(m[0]), name) for name in names if (m := re.match(r"\d+(?=-)", name))]
+    for _, name in sorted(numbered, reverse=True):
+        try:
+            yield outdir / name, read_settings(outdir / name)
+        except StateError as error:
+            if find_states(outdir / name):
+                lines.append(f"{name} is left alone: {error}")
+
+
+def changed_settings(run_dir, given):
+    """The settings of a run with those that are `given` (by field name) in their place.
+
+    Returns:
+        (`TrainingConfig`, lines about what has changed).
+
+    Raises:
+        StateError, ConfigError: The settings cannot be read, or not be as asked for.
+    """
+    before = read_settings(run_dir)
+    after = before.changed(given)
+    if is_finished(run_dir, after.kimg):
+        raise _finished(run_dir, find_states(run_dir)[0].nimg)
+    if fixed := before.fixed_differences(after):
+        raise ConfigError(
+            f"a run cannot go on with another {', '.join(fixed)}: leave it out, or start a new run"
+        )
+    return after, changes(before, after)
+
+
+def _finished(run_dir, nimg):
+    return StateError(
+        f"'{run_dir}' is finished at kimg {nimg / 1e3:.1f}; give a larger --kimg to go on"
+    )
+
+
+def changes(before, after):
+    """Lines `NAME: OLD -> NEW` about what is other in one `TrainingConfig` than in another."""
+    return [
+        f"{name}: {old} -> {getattr(after, name)}"
+        for name, old in vars(before).items()
+        if getattr(after, name) != old
+    ]
+
+
+def journal_sizes(run_dir):
+    """Length in bytes of every file that the run appends to, by name."""
+    run_dir = Path(run_dir)
+    return {path.name: path.stat().st_size for glob in JOURNALS for path in run_dir.glob(glob)}
+
+
+def cut_journals(run_dir, sizes, nimg, unmeasured=None, metrics=()):
+    """Take away what a run has appended since `journal_sizes` was called.
+
+    Args:
+        run_dir: The run folder.
+        sizes: What that has returned.
+        nimg: Images seen then.
+        unmeasured: Name of a snapshot that had still to be measured, by these `metrics`.
+    """
+    for name in journal_sizes(run_dir):
+        path = Path(run_dir) / name
+        if path.match(MEASUREMENTS):
+            again = unmeasured if metric_of(path) in metrics else None
+            forget_measurements(path, sizes.get(name, 0), nimg // 1000, again)
+        elif name not in sizes:
+            path.unlink()
+        elif path.stat().st_size > sizes[name]:
+            os.truncate(path, sizes[name])
+
+
+def _check_kinds(path, content):
+    """Raise StateError where a state holds other things than the loop has put into it."""
+    kinds = dict(parts=dict, random=list, journals=dict, dataset=str)
+    sound = all(isinstance(content.get(name), kind) for name, kind in kinds.items())
+    training = content["parts"].get("training") if sound else None
+    sizes = content["journals"].values() if sound else ()
+    if not (
+        isinstance(training, dict)
+        and isinstance(training.get("nimg"), int)
+        and all(isinstance(size, int) and size >= 0 for size in sizes)
+        and {"stage_switch", "unmeasured"} <= content.keys()
+    ):
+        raise StateError(f"'{path}' is no training state of this version; --restart starts over")
+
+
+def take_up(run_dir, config, dataset):
+    """Read the newest state of a run and put its journals back to that moment.
+
+    Args:
+        run_dir: The run folder.
+        config: Its `TrainingConfig`.
+        dataset: The opened `ImageFolderDataset`.
+
+    Returns:
+        (path, content) of the state.
+
+    Raises:
+        StateError: There is none that can be used, the run has seen all its images, or the data
+            are not those that it has trained on.
+    """
+    path, content = read_newest_state(run_dir)
+    _check_kinds(path, content)
+    nimg = content["parts"]["training"]["nimg"]
+    if nimg >= config.kimg * 1000:
+        raise _finished(run_dir, nimg)
+    if content["dataset"] != dataset.signature:
+        raise StateError(
+            f"the data in '{config.data}' have changed since '{run_dir}' was trained on them; put "
+            "them back, or start a new run with --restart, from its newest network-snapshot-*.pkl "
+            "with --resume"
+        )
+    metrics = (config.metrics or "").split(",")
+    cut_journals(run_dir, content["journals"], nimg, content["unmeasured"], metrics)
+    return path, content
