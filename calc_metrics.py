@@ -50,15 +50,15 @@ _RUNS = Path("training-runs")
 @click.option("--gpus", type=click.IntRange(min=1), default=1, help="Processes, a GPU each")
 @click.option("--verbose", type=bool, default=True, metavar="BOOL", help="Show progress")
 @click.option("--real", metavar="PATH",
-              help="Real side in place of --data: folder or zip of images of one size, or .npz "
+              help="Real side instead of --data: folder or zip of images of one size, or .npz "
               "with an array features [N, D]")  # fmt: skip
 @click.option(
     "--fake",
     metavar="PATH",
-    help="Images or features to measure in place of a network: folder, zip or .npz",
+    help="Images or features to measure instead of a network: folder, zip or .npz",
 )
 @click.option("--detector", metavar="PT",
-              help="TorchScript file in place of the standard detectors: path or URL, or "
+              help="TorchScript file instead of the standard detectors: path or URL, or "
               "torch-fidelity. It may run any PyTorch operator: use files that you trust",
               )  # fmt: skip
 @click.option("--seed", type=int, default=0, help="Seed of the generated images")
@@ -153,7 +153,7 @@ def _device(name: str | None, gpus: int) -> str:
 
 def _measure(job: "Job", processes: int) -> "list[Result] | None":
     from metrics.job import run_job
-    from torch_utils.distributed import WorkerError, run_processes
+    from torch_utils.spawn import WorkerError, run_processes
 
     try:
         return run_processes(run_job, processes, job, device=job.settings.device)

@@ -29,12 +29,12 @@ def main(network, dest):
         )
     with errors_in_one_line(network, dest):
         if kinds[0]:
-            from training.exchange import import_networks, save_imported
+            from training.run.safetensors_io import import_networks, save_imported
 
             save_imported(import_networks(network), dest)
         else:
             import legacy
-            from training.exchange import export_networks
+            from training.run.safetensors_io import export_networks
 
             with open_url(network) as file:
                 export_networks(legacy.load_network_pkl(file), dest)

@@ -45,7 +45,7 @@ class Options:
     noise_mode: str
     """const, random or none."""
     projected_w: str | None
-    """npz file with latents to render in place of seeds."""
+    """npz file with latents to render instead of seeds."""
     outdir: str
     """Folder for the images."""
     device: str | None
@@ -97,7 +97,7 @@ def _seeds_option(_ctx: click.Context, _param: click.Parameter, value: str | Non
               show_default=True,
               help="Noise inputs; random ones follow from the seed")  # fmt: skip
 @click.option("--projected-w", metavar="FILE",
-              help="Render the latents in this npz file (array w) in place of seeds")  # fmt: skip
+              help="Render the latents in this npz file (array w) instead of seeds")  # fmt: skip
 @click.option("--outdir", required=True, metavar="DIR", help="Where to save the images")
 @click.option("--device", metavar="NAME", help="cuda or cpu  [default: cuda where there is one]")
 @click.option("--ops", type=click.Choice(MODES), default="auto", show_default=True,

@@ -185,23 +185,20 @@ def main(outdir, dry_run, restart, **options):
       python train.py --resume=latest
     """
     given = {name: value for name, value in options.items() if value is not None}
-    with processes_started_together(given) as processes:
-        prepare_and_train(processes, outdir, dry_run, restart, given)
+    with processes_started_together(given):
+        prepare_and_train(outdir, dry_run, restart, given)
 
 
-def prepare_and_train(processes, outdir, dry_run, restart, given):
+def prepare_and_train(outdir, dry_run, restart, given):
     """Complete the settings, say what will be done, and do it."""
+    from torch_utils import distributed
     from training.launch.session import Job
 
     asked = dict(given)
     same_command = not is_run(given.get("resume"))
     if restart and not same_command:
         raise click.UsageError("--restart starts a new run, --resume=RUN goes on with one")
-    found = (
-        choose_run(processes, outdir, restart, given)
-        if same_command
-        else reopen_run(processes, outdir, given)
-    )
+    found = choose_run(outdir, restart, given) if same_command else reopen_run(outdir, given)
     run_dir, config, dataset, notes = found
     description = run_dir.name if run_dir else describe_run(dataset.name, config, asked)
     for line in [f"Settings: {config.to_json()}", f"Run: {description}", *notes]:
@@ -213,29 +210,32 @@ def prepare_and_train(processes, outdir, dry_run, restart, given):
         click.echo("Dry run: nothing was written.")
         return
     prepare_operators(config)  # a dry run builds nothing
-    goes_on = run_dir is not None
-    networks = None if goes_on else read_resume(processes, config)  # nor does it download
+    resuming = run_dir is not None
+    networks = None if resuming else read_resume(config)  # nor does it download
     by_default = not {"metrics", "detector"} & asked.keys()
-    spawns = config.gpus > 1 and processes.count == 1
-    opened = processes.on_first(lambda: open_metrics(config, by_default, spawns))
+    spawns = config.gpus > 1 and distributed.get_world_size() == 1
+    opened = distributed.run_on_rank0(lambda: open_metrics(config, by_default, spawns))
     possible, open_measure = opened or (config, None)
-    if not goes_on:
+    if not resuming:
         config = possible  # of a run that goes on they may be possible again next time
-        run_dir = processes.of_first(lambda: make_run_dir(outdir, description, config))
-    run(processes, Job(config, dataset, run_dir, goes_on, networks, open_measure))
+        run_dir = distributed.broadcast_from_rank0(
+            lambda: make_run_dir(outdir, description, config)
+        )
+    run(Job(config, dataset, run_dir, resuming, networks, open_measure))
 
 
-def reopen_run(processes, outdir, given):
+def reopen_run(outdir, given):
     """The run that --resume means: (folder, settings, data set, lines to print)."""
     notes = choose_metrics(given) if "metrics" in given else []
-    run_dir, config, dataset, lines = reopen(processes, outdir, given)
+    run_dir, config, dataset, lines = reopen(outdir, given)
     return run_dir, config, dataset, [*notes, *lines]
 
 
-def choose_run(processes, outdir, restart, given):
+def choose_run(outdir, restart, given):
     """The run that the same command has left, or None for its folder; else as `reopen_run`."""
+    from torch_utils import distributed
     from training.launch.launcher import job_name, started_again
-    from training.run.continuation import find_unfinished
+    from training.run.resume import find_unfinished
 
     asked = dict(given)
     if "data" not in given and "resume" in given:
@@ -247,9 +247,11 @@ def choose_run(processes, outdir, restart, given):
     config, dataset = configure(given)
     run_dir, lines = None, []
     if not restart:
-        run_dir, lines = processes.of_first(lambda: find_unfinished(outdir, config))
+        run_dir, lines = distributed.broadcast_from_rank0(lambda: find_unfinished(outdir, config))
     elif started_again():
-        own, _ = processes.of_first(lambda: find_unfinished(outdir, config, job_name()))
+        own, _ = distributed.broadcast_from_rank0(
+            lambda: find_unfinished(outdir, config, job_name())
+        )
         run_dir, lines = own, ["This is not the first attempt: --restart was obeyed by that."]
     return run_dir, config, dataset, [*notes, *remarks(asked, config), *lines]
 
@@ -325,14 +327,15 @@ def prepare_operators(config):
         raise click.ClickException(str(error)) from error
 
 
-def read_resume(processes, config):
+def read_resume(config):
     """The networks of --resume, or None."""
+    from torch_utils import distributed
     from training.transfer import TransferError, read_snapshot
 
     if config.resume is None:
         return None
     try:
-        return processes.first_alone(lambda: read_snapshot(config.resume))
+        return distributed.rank0_first(lambda: read_snapshot(config.resume))
     except TransferError as error:
         raise click.ClickException(str(error)) from error
 
@@ -340,7 +343,7 @@ def read_resume(processes, config):
 def make_run_dir(outdir, description, config):
     """Make the folder of this run below `outdir`, with its settings in it."""
     from training.launch.launcher import job_name
-    from training.run.continuation import write_settings
+    from training.run.resume import write_settings
 
     try:
         run_dir = create_run_dir(outdir, description, job_name())

@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from torch_utils.distributed import SIGNALS  # noqa: E402
-from training.run.checkpoint import KEPT, StateError, find_states, read_state  # noqa: E402
+from training.run.checkpoint import KEPT, CheckpointError, find_checkpoints, read_checkpoint  # noqa: E402
 
 FULL_DISK_BYTES = 4096
 PATIENCE = 120  # seconds that a process may take to end after a signal
@@ -99,7 +99,7 @@ class Trainer:
     def refused(self):
         """Whether it has found no whole state, and said so in one line."""
         *_, line = self.said().strip().splitlines() or [""]
-        message = r"Error: .* holds no training state that can be used; start a new run: .*"
+        message = r"Error: .* holds no checkpoint that can be used; start a new run: .*"
         return self.code == 1 and re.fullmatch(message, line) is not None and not self.trains
 
     @property
@@ -124,14 +124,14 @@ def run_dir_of(outdir):
 
 def find_run_states(outdir):
     """States of the newest run below `outdir`, the newest first."""
-    return find_states(run_dir_of(outdir))
+    return find_checkpoints(run_dir_of(outdir))
 
 
 def is_whole(path):
     """Whether a state can be read."""
     try:
-        read_state(path)
-    except StateError:
+        read_checkpoint(path)
+    except CheckpointError:
         return False
     return True
 
@@ -151,7 +151,7 @@ def kill_while_saving(trainer, outdir, rng):
     """With a half-written state."""
     patience = time.monotonic() + 20
     while trainer.code is None and time.monotonic() < patience:
-        if list(outdir.glob("0*/.training-state-*.part")):
+        if list(outdir.glob("0*/.checkpoint-*.part")):
             return trainer.kill()
         time.sleep(0.001)
     return False

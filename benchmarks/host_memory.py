@@ -74,7 +74,7 @@ def row(ops, keep, reports):
 
 def text(report):
     """The report as lines."""
-    lines = [f"{report['device']}, {report['threads']} threads; ms an iteration, peak GiB"]
+    lines = [f"{report['device']}, {report['threads']} threads; ms per iteration, peak GiB"]
     for process in report["processes"]:
         line = f"{process['ops']:7s} {'kept' if process['kept'] else 'not kept':9s}"
         for name, stage in process["stages"].items():

@@ -117,15 +117,15 @@ def features():
         save_detector(Classifier(10, 1, 16, 16).eval(), f"{folder}/digits.pt")
         cpu = torch.device("cpu")
         detector = load_detector("inception", f"{folder}/digits.pt", cpu)
-        look = partial(detector, output="features")
+        feature_fn = partial(detector, output="features")
         files = ImageFiles(data)
         config = TrainingConfig.from_options(
             {"data": data, "cfg": "digits", "device": "cpu"}, resolution=16
         )
         G = create_state(config, ImageFolderDataset(data), cpu).G_ema
         sides = {
-            "files": files.producer([look], files.view(True)),
-            "generated": GeneratedFeatures(G, [look], Latents()),
+            "files": files.producer([feature_fn], files.view(True)),
+            "generated": GeneratedFeatures(G, [feature_fn], Latents()),
         }
         rates = {}
         for name, producer in sides.items():

@@ -40,7 +40,7 @@ from benchmarks import faults  # noqa: E402
 from benchmarks.faults import FAULTS, Trainer  # noqa: E402
 from benchmarks.train_step import processor  # noqa: E402
 from dnnlib.util import atomic_write  # noqa: E402
-from training.run.checkpoint import read_state  # noqa: E402
+from training.run.checkpoint import read_checkpoint  # noqa: E402
 
 OPTIONS = (
     "--cfg=digits", "--gamma=2", "--aug=ada", "--pl-weight=2", "--snap=1", "--device=cpu",
@@ -297,7 +297,7 @@ def named_images(run_dir):
 
 def final_state(run_dir):
     """Content of the newest state, without times."""
-    content = read_state(faults.find_run_states(run_dir.parent)[0].path)
+    content = read_checkpoint(faults.find_run_states(run_dir.parent)[0].path)
     reporter = content["parts"]["reporter"]
     content["parts"]["reporter"] = {name: reporter[name] for name in ("tick", "tick_nimg")}
     return content

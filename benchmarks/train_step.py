@@ -152,7 +152,7 @@ class Steps:
 
     def step(self, stage, phase):
         """One optimizer step."""
-        with phase.within(self.draw):
+        with phase.context(self.draw):
             run_phase(stage, phase, self.draw(), no_report)
 
     def iterate(self, name):

@@ -94,7 +94,7 @@ class CoopInitLoss:
         if phase in ("Gmain", "Gboth"):
             self._teach_generator(gen_z, gen_c, gain)
         elif phase in ("Dmain", "Dboth"):
-            self._train_descriptor(real_img, real_c, gain)
+            self._update_discriminator(real_img, real_c, gain)
 
     def _teach_generator(self, gen_z, gen_c, gain):
         generated = self.G(gen_z, gen_c)
@@ -113,7 +113,7 @@ class CoopInitLoss:
         self.report("Loss/G/loss", loss)
         self.report("Coop/displacement", (loss / generated[0].numel()).sqrt())
 
-    def _train_descriptor(self, real_img, real_c, gain):
+    def _update_discriminator(self, real_img, real_c, gain):
         revised, revised_c = self._revised.popleft()
         revised_scores = self.D(revised, revised_c)
         real_scores = self.D(real_img.detach(), real_c)

@@ -1,23 +1,53 @@
-"""Click commands whose options stand in named sections of the help text."""
+"""Click commands of the front doors: one line for what the user can mend, options in sections."""
+
+from collections.abc import Sequence
+from typing import Any
 
 import click
 
+from dnnlib.errors import UserError
 
-class SectionedCommand(click.Command):
+
+class UserCommand(click.Command):
+    """A command that ends with one line and an exit status where it meets a `UserError`."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; this is the border that no `UserError` crosses."""
+        try:
+            return super().invoke(ctx)
+        except UserError as error:
+            if error.traceback:
+                click.echo(error.traceback, err=True)
+            refusal = click.ClickException(str(error))
+            if error.exit_status == click.UsageError.exit_code:
+                refusal = click.UsageError(str(error), ctx)
+            refusal.exit_code = error.exit_status
+            raise refusal from error
+
+
+class SectionedCommand(UserCommand):
     """A command with many options.
 
     Args:
         sections: Lists of `click.Option` by title, in the order of the help text.
     """
 
-    def __init__(self, *args, sections, params=(), **kwargs):
+    def __init__(
+        self,
+        *args: Any,
+        sections: dict[str, list[click.Option]],
+        params: Sequence[click.Parameter] = (),
+        **kwargs: Any,
+    ) -> None:
         given = [option for options in sections.values() for option in options]
         super().__init__(*args, params=[*params, *given], **kwargs)
         self.sections = dict(sections)
 
-    def format_options(self, ctx, formatter):
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the options of each section under its title."""
-        sections = {**self.sections, "Help": [self.get_help_option(ctx)]}
+        help_option = self.get_help_option(ctx)
+        sections = self.sections | {"Help": [] if help_option is None else [help_option]}
         for title, options in sections.items():
+            records = [option.get_help_record(ctx) for option in options]
             with formatter.section(title):
-                formatter.write_dl([option.get_help_record(ctx) for option in options])
+                formatter.write_dl([record for record in records if record is not None])

@@ -76,7 +76,7 @@ class Classifier(nn.Module):
         """See the class."""
         x = self.prepare(images)
         if return_lpips:
-            return self.places(x)
+            return self.lpips_features(x)
         features = self.features(x)
         if return_features:
             return features
@@ -90,7 +90,7 @@ class Classifier(nn.Module):
             x = block(x)
         return torch.relu(self.hidden(self.pool(x).flatten(1)))
 
-    def places(self, x: torch.Tensor) -> torch.Tensor:
+    def lpips_features(self, x: torch.Tensor) -> torch.Tensor:
         """Activations of all blocks [N, L], of length 1 over the channels of a place."""
         parts: list[torch.Tensor] = []
         for block in self.blocks:

@@ -123,7 +123,7 @@ class Detector:
         width = (self.widths or {}).get(output, rows.shape[1])
         if rows.shape[1] != width:
             raise MetricError(
-                f"{self.source} is not the standard detector: {rows.shape[1]} {output} in place "
+                f"{self.source} is not the standard detector: {rows.shape[1]} {output} instead "
                 f"of {width}; remove it from the cache"
             )
         return rows.float().cpu().numpy()

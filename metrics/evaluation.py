@@ -15,10 +15,10 @@ from tqdm import tqdm
 from metrics import MetricError
 from metrics.cache import cache_file, read_cached, write_cached
 from metrics.detectors import Detector, is_out_of_memory, load_detector
+from metrics.feature_sources import FeatureSource, Images, Output, SavedFeatureSource
 from metrics.features import Collected, collect
 from metrics.registry import ComputeSettings, Metric
-from metrics.sides import FeatureSide, Images, Output, Side
-from torch_utils.distributed import Processes
+from torch_utils import distributed
 
 __all__ = ["Evaluation", "Result", "Settings", "comparison_warnings", "progress_bars"]
 
@@ -32,7 +32,7 @@ class Settings:
 
     device: str = "cpu"
     detector: str | None = None
-    """File or URL in place of the standard detectors."""
+    """File or URL instead of the standard detectors."""
     seed: int = 0
     """Of latents and labels."""
     noise_mode: str = "random"
@@ -70,20 +70,17 @@ class Evaluation:
     processes every one calls measure() with the same arguments.
     """
 
-    def __init__(
-        self, real: Side | None, settings: Settings, processes: Processes | None = None
-    ) -> None:
+    def __init__(self, real: FeatureSource | None, settings: Settings) -> None:
         self._real = real
         self._settings = settings
-        self._processes = processes or Processes()
         self._detectors: dict[str, Detector] = {}
         self._known: _Vectors = {}  # of the real side
         self._kept: dict[tuple[Images, Output], set[str]] = {}  # which statistics of them
         self._warned: set[str] = set()  # names of metrics
-        show = settings.verbose and self._processes.first
+        show = settings.verbose and distributed.is_rank0()
         self._progress = progress_bars(show)
 
-    def measure(self, metrics: Sequence[Metric], generated: Side) -> list[Result] | None:
+    def measure(self, metrics: Sequence[Metric], generated: FeatureSource) -> list[Result] | None:
         """Results in the order of the metrics; None but on the first process.
 
         Images that several metrics need are made once. Raises MetricError before anything is
@@ -112,7 +109,7 @@ class Evaluation:
             ) from error
 
     def _measure(
-        self, plan: "list[_Need]", wanted: "_Wanted", generated: Side
+        self, plan: "list[_Need]", wanted: "_Wanted", generated: FeatureSource
     ) -> list[Result] | None:
         made: _Vectors = {}
         taken = []
@@ -124,7 +121,7 @@ class Evaluation:
             if need.real is not None:
                 self._collect_real(need.real, wanted["real"][need.real])
             taken.append(time.monotonic() - start)
-        if not self._processes.first:
+        if not distributed.is_rank0():
             return None  # computing is for one, and the others need not wait for it
         return [
             self._compute(need, made, generated, seconds)
@@ -132,7 +129,7 @@ class Evaluation:
         ]
 
     def _compute(
-        self, need: "_Need", made: "_Vectors", generated: Side, collecting: float
+        self, need: "_Need", made: "_Vectors", generated: FeatureSource, collecting: float
     ) -> Result:
         start = time.monotonic()
         settings = ComputeSettings(
@@ -170,9 +167,9 @@ class Evaluation:
         }
         if not unknown:
             return
-        paths = self._cache_files(images, unknown) if self._processes.first else {}
+        paths = self._cache_files(images, unknown) if distributed.is_rank0() else {}
         found = {output: read_cached(path, unknown[output]) for output, path in paths.items()}
-        cached = self._processes.share([output for output in found if found[output] is not None])
+        cached = distributed.broadcast([output for output in found if found[output] is not None])
         self._known |= {(images, output): found.get(output) for output in cached}
         missing = {output: wanted for output, wanted in unknown.items() if output not in cached}
         if missing:
@@ -200,8 +197,10 @@ class Evaluation:
             for output, wanted in outputs.items()
         }
 
-    def _collect(self, side: Side, images: Images, outputs: dict[Output, set[str]]) -> "_Vectors":
-        looks = [
+    def _collect(
+        self, side: FeatureSource, images: Images, outputs: dict[Output, set[str]]
+    ) -> "_Vectors":
+        feature_fns = [
             partial(
                 self._detectors[output.standard], output=output.output, batch=self._settings.batch
             )
@@ -210,10 +209,9 @@ class Evaluation:
             for output in outputs
         ]
         found = collect(
-            side.producer(images, looks),
+            side.producer(images, feature_fns),
             images.count,
             list(outputs.values()),
-            processes=self._processes,
             progress=self._progress,
             title="real images" if side is self._real else "generated images",
         )
@@ -234,13 +232,15 @@ class Evaluation:
                     self._settings.detector,
                     torch.device(self._settings.device),
                 )
-                self._detectors[metric.detector] = self._processes.first_alone(load)
+                self._detectors[metric.detector] = distributed.rank0_first(load)
             self._detectors[metric.detector].require_output(metric.output)
 
-    def _sides(self, need: "_Need", generated: Side) -> list[Side]:
+    def _sides(self, need: "_Need", generated: FeatureSource) -> list[FeatureSource]:
         return [generated] if need.real is None else [generated, self._real]
 
-    def _result(self, need: "_Need", values: dict, generated: Side, seconds: float) -> Result:
+    def _result(
+        self, need: "_Need", values: dict, generated: FeatureSource, seconds: float
+    ) -> Result:
         label, detector = self._detector_label(need.metric, self._sides(need, generated))
         base = need.metric.with_count(need.generated.count).name
         names = {suffix: f"{base}_{suffix}{label}" if suffix else base + label for suffix in values}
@@ -252,14 +252,16 @@ class Evaluation:
             detector=detector,
             num_real=need.real.count if need.real else 0,
             num_generated=need.generated.count,
-            processes=self._processes.count,
+            processes=distributed.get_world_size(),
             settings={"seed": self._settings.seed, "noise_mode": self._settings.noise_mode},
         )
 
-    def _detector_label(self, metric: Metric, sides: list[Side]) -> tuple[str, dict | None]:
+    def _detector_label(
+        self, metric: Metric, sides: list[FeatureSource]
+    ) -> tuple[str, dict | None]:
         """What follows the metric's name, and the detector for the record."""
         detector = self._detectors.get(metric.detector)
-        files = [side.file for side in sides if isinstance(side, FeatureSide)]
+        files = [side.file for side in sides if isinstance(side, SavedFeatureSource)]
         if files:  # nothing here vouches for who made them
             hashes = ",".join(f"file:{file.sha256}" for file in files)
             return "@features", {"name": "features", "sha256": hashes}
@@ -288,7 +290,7 @@ class _Need:
             yield "real", self.real
 
 
-def _needs(metric: Metric, real: Side | None, generated: Side) -> _Need:
+def _needs(metric: Metric, real: FeatureSource | None, generated: FeatureSource) -> _Need:
     """Raises MetricError where a side lacks what the metric needs."""
     generated.require(metric.output, metric.path)
     full = metric.full if generated.distinguishes(metric.full) else True
@@ -316,7 +318,7 @@ def _require_equal_width(real: Collected, generated: Collected) -> None:
         )
 
 
-def comparison_warnings(real: Side | None, generated: Side) -> list[str]:
+def comparison_warnings(real: FeatureSource | None, generated: FeatureSource) -> list[str]:
     """Differences between the sides that change results without being of the generator."""
     if real is None:
         return []

@@ -8,12 +8,12 @@ import numpy as np
 
 from metrics import MetricError
 from metrics.moments import Moments, MomentsAccumulator
-from torch_utils.distributed import Processes
+from torch_utils import distributed
 
-__all__ = ["Collected", "Look", "Producer", "collect", "require_finite"]
+__all__ = ["Collected", "FeatureFn", "Producer", "collect", "require_finite"]
 
-Look = Callable[..., np.ndarray]
-"""look(images, start=index of the first) -> vectors [n, D]: a detector and one of its outputs."""
+FeatureFn = Callable[..., np.ndarray]
+"""f(images, start=index of the first) -> vectors [n, D]: a detector and one of its outputs."""
 
 
 class Producer(Protocol):
@@ -67,7 +67,6 @@ def collect(
     wanted: Sequence[Set[str]],
     *,
     batch: int = 64,
-    processes: Processes | None = None,
     progress: Callable[[Iterable, str], Iterable] = lambda steps, title: steps,
     title: str = "features",
 ) -> list[Collected] | None:
@@ -78,21 +77,21 @@ def collect(
     order. One and many processes therefore see the same numbers, to the bit where the device
     computes them so.
     """
-    processes = processes or Processes()
+    rank, world_size = distributed.get_rank(), distributed.get_world_size()
     collectors = [_Collector(statistics, count) for statistics in wanted]
-    starts = range(processes.rank * batch, count, processes.count * batch)
-    rounds = range(0, count, processes.count * batch)
+    starts = range(rank * batch, count, world_size * batch)
+    rounds = range(0, count, world_size * batch)
     for number, _ in enumerate(progress(rounds, title)):
         made: list[np.ndarray] = []
         if number < len(starts):
             made = producer.rows(starts[number], min(starts[number] + batch, count))
         if number + 1 < len(starts):
             producer.prepare(starts[number + 1], min(starts[number + 1] + batch, count))
-        for kinds in processes.gather(made) or []:
+        for kinds in distributed.gather(made) or []:
             # A process without a batch in the last round sends nothing.
             for collector, rows in zip(collectors, kinds, strict=False):
                 collector.add(rows)
-    return [c.finish() for c in collectors] if processes.first else None
+    return [c.finish() for c in collectors] if rank == 0 else None
 
 
 def require_finite(rows: np.ndarray, start: int, what: str) -> None:

@@ -7,10 +7,11 @@ import torch
 
 from dnnlib.util import first_line
 from metrics.evaluation import Evaluation, Settings
+from metrics.feature_sources import FileSource, NetworkSource
 from metrics.registry import parse_metrics
 from metrics.report import append_result, describe, json_line, keep_best
-from metrics.sides import FileSide, NetworkSide
 from metrics.sources import ImageFiles
+from torch_utils import distributed
 
 __all__ = ["RunMetrics"]
 
@@ -29,7 +30,7 @@ class RunMetrics:
         self._metrics = parse_metrics(names)
         self._files = ImageFiles(data, **view)
         self._settings = settings
-        self._evaluation = Evaluation(FileSide(self._files), self._settings)
+        self._evaluation = Evaluation(FileSource(self._files), self._settings)
         self._evaluation.load_detectors(self._metrics)
         self._labels: dict | None = None
 
@@ -40,7 +41,8 @@ class RunMetrics:
         worth more than its measurement.
         """
         try:
-            return self._measure(G_ema, snapshot)
+            with distributed.alone():  # the other processes wait until it is done
+                return self._measure(G_ema, snapshot)
         except Exception as error:  # whatever it is, training goes on
             logger.warning("No metrics of %s: %s", snapshot.name, first_line(error))
         if torch.cuda.is_available():
@@ -51,7 +53,7 @@ class RunMetrics:
         if G_ema.c_dim > 0 and self._labels is None:
             self._labels = {full: self._files.labels(full) for full in (True, False)}
         seed, noise_mode = self._settings.seed, self._settings.noise_mode
-        generated = NetworkSide(G_ema, self._labels, seed, noise_mode)
+        generated = NetworkSource(G_ema, self._labels, seed, noise_mode)
         numbers = {}
         for result in self._evaluation.measure(self._metrics, generated):
             for line in describe(result, histograms=False):

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from metrics import MetricError
-from metrics.features import Look, require_finite
+from metrics.features import FeatureFn, require_finite
 from metrics.measures.perceptual_path import PathSampling
 from metrics.registry import MAX_COUNT
 from training.snapshot import quantize
@@ -97,10 +97,10 @@ class GeneratedFeatures(_FromGenerator):
     """
 
     def __init__(
-        self, G: Any, looks: Sequence[Look], latents: Latents, noise_mode: str = "random"
+        self, G: Any, feature_fns: Sequence[FeatureFn], latents: Latents, noise_mode: str = "random"
     ) -> None:
         super().__init__(G, latents)
-        self._looks, self._noise_mode = looks, noise_mode
+        self._feature_fns, self._noise_mode = feature_fns, noise_mode
 
     def _group(self, first: int) -> torch.Tensor:
         [z], c, _ = self._draw(first, 1)
@@ -111,19 +111,21 @@ class GeneratedFeatures(_FromGenerator):
         finite = made.isfinite().flatten(1).all(dim=1).cpu().numpy()
         require_finite(np.where(finite, 0.0, np.nan), start, "generated image")
         images = quantize(made)
-        return [look(images, start=start) for look in self._looks]
+        return [feature_fn(images, start=start) for feature_fn in self._feature_fns]
 
 
 class PathLengths(_FromGenerator):
     """Squared perceptual distance over epsilon^2 at points of paths; a Producer of [n, 1].
 
-    look gives vectors whose squared differences are a perceptual distance.
+    feature_fn gives vectors whose squared differences are a perceptual distance.
     """
 
-    def __init__(self, G: Any, look: Look, latents: Latents, sampling: PathSampling) -> None:
+    def __init__(
+        self, G: Any, feature_fn: FeatureFn, latents: Latents, sampling: PathSampling
+    ) -> None:
         # A copy: its noise is drawn anew for every group.
         super().__init__(copy.deepcopy(G), latents)
-        self._look, self._sampling = look, sampling
+        self._feature_fn, self._sampling = feature_fn, sampling
 
     def _group(self, first: int) -> torch.Tensor:
         (z0, z1), c, t = self._draw(first, 2)
@@ -135,7 +137,7 @@ class PathLengths(_FromGenerator):
         t = torch.zeros_like(t) if self._sampling.ends else t
         images = [self._images(self._point(z0, z1, c, at)) for at in (t, t + epsilon)]
         require_finite(torch.cat(images, dim=1).cpu().numpy(), first, "generated image")
-        a, b = (torch.from_numpy(self._look(x, start=first)) for x in images)
+        a, b = (torch.from_numpy(self._feature_fn(x, start=first)) for x in images)
         return (a - b).double().square().sum(dim=1, keepdim=True) / epsilon**2
 
     def _finish(self, made: torch.Tensor, start: int) -> list[np.ndarray]:

@@ -10,10 +10,10 @@ import legacy
 from dnnlib.util import DownloadError, first_line, open_url
 from metrics import MetricError
 from metrics.evaluation import Evaluation, Result, Settings, comparison_warnings
+from metrics.feature_sources import FeatureSource, FileSource, NetworkSource, open_files
 from metrics.registry import find_metric
-from metrics.sides import FileSide, NetworkSide, Side, open_files
 from metrics.sources import ImageFiles
-from torch_utils.distributed import Processes, device_of
+from torch_utils import distributed
 from training.networks import Generator
 
 __all__ = ["Job", "run_job"]
@@ -45,25 +45,25 @@ def is_snapshot(name: str) -> bool:
     return not (Path(name).is_dir() or name.lower().endswith((".zip", ".npz")))
 
 
-def run_job(processes: Processes, job: Job) -> list[Result] | None:
-    """Measure; the task of `torch_utils.distributed.run_processes`. Raises MetricError."""
+def run_job(job: Job) -> list[Result] | None:
+    """Measure; the task of `torch_utils.spawn.run_processes`. Raises MetricError."""
     metrics = [find_metric(name) for name in job.metrics]
     device = job.settings.device
-    if processes.count > 1:
-        device = str(device_of(processes.rank, device))
+    if distributed.get_world_size() > 1:
+        device = str(distributed.device_of(distributed.get_rank(), device))
     settings = replace(job.settings, device=device)
     needs_real = any(metric.num_real != 0 for metric in metrics)
     if job.network is not None:
-        generated, real = _open_network(job, settings, needs_real, processes)
+        generated, real = _open_network(job, settings, needs_real)
     else:
         generated, real = _open_files(job, needs_real)
-    if processes.first:
+    if distributed.is_rank0():
         for warning in comparison_warnings(real, generated):
             click.echo(f"Warning: {warning}.", err=True)
-    return Evaluation(real, settings, processes).measure(metrics, generated)
+    return Evaluation(real, settings).measure(metrics, generated)
 
 
-def _open_files(job: Job, needs_real: bool) -> tuple[Side, Side | None]:
+def _open_files(job: Job, needs_real: bool) -> tuple[FeatureSource, FeatureSource | None]:
     real = job.real or job.data
     if not (needs_real and real):
         return open_files(job.fake), None
@@ -71,9 +71,9 @@ def _open_files(job: Job, needs_real: bool) -> tuple[Side, Side | None]:
 
 
 def _open_network(
-    job: Job, settings: Settings, needs_real: bool, processes: Processes
-) -> tuple[Side, Side | None]:
-    network, view = processes.first_alone(lambda: _load_generator(job.network))
+    job: Job, settings: Settings, needs_real: bool
+) -> tuple[FeatureSource, FeatureSource | None]:
+    network, view = distributed.rank0_first(lambda: _load_generator(job.network))
     if job.mirror is not None:
         view["xflip"] = job.mirror
     data, labels = None, None
@@ -81,14 +81,16 @@ def _open_network(
         data = _open_data(job.data, view)
     if network.c_dim > 0:
         labels = {full: data.labels(full) for full in (True, False)}
-    generated = NetworkSide(network.to(settings.device), labels, settings.seed, settings.noise_mode)
+    generated = NetworkSource(
+        network.to(settings.device), labels, settings.seed, settings.noise_mode
+    )
     if not needs_real:
         return generated, None
     generated.resampling = _resampling(view.get("path"))
     if job.real is not None:
         # The subset was of the snapshot's own data set, and says nothing about other images.
         return generated, open_files(job.real, xflip=view.get("xflip", False))
-    return generated, FileSide(data)
+    return generated, FileSource(data)
 
 
 def _open_data(path: str | None, view: dict[str, Any]) -> ImageFiles:

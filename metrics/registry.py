@@ -46,7 +46,7 @@ class Metric:
     count_in_name: bool = True
     """Whether the standard name says how many images are generated."""
     path: Any = None
-    """A `PathSampling`, for metrics that walk through latent space in place of making images."""
+    """A `PathSampling`, for metrics that walk through latent space instead of making images."""
     better: Mapping[str, str] = field(default_factory=dict)
     """By suffix, whether a "lower" or a "higher" value is better, where one is."""
 

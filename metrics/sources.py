@@ -15,7 +15,7 @@ import torch
 from dnnlib.util import first_line
 from metrics import MetricError
 from metrics.detectors import file_sha256
-from metrics.features import Look, require_finite
+from metrics.features import FeatureFn, require_finite
 from training.data.convert.image_transforms import to_grey_or_rgb
 from training.data.image_files import (
     DatasetError,
@@ -119,9 +119,9 @@ class ImageFiles:
             digest.update(f"{name}\0{self._store.fingerprint(name)}\n".encode())
         return digest.hexdigest()
 
-    def producer(self, looks: Sequence[Look], view: View) -> "FileFeatures":
+    def producer(self, feature_fns: Sequence[FeatureFn], view: View) -> "FileFeatures":
         """Features of the images of a view."""
-        return FileFeatures(self, looks, view)
+        return FileFeatures(self, feature_fns, view)
 
     def decode(self, index: int, flipped: bool = False) -> np.ndarray:
         """One image, uint8 [C, H, W] with C 1 or 3. Raises MetricError with its name."""
@@ -162,8 +162,8 @@ class ImageFiles:
 class FileFeatures:
     """What detectors say about image files; a `metrics.features.Producer`."""
 
-    def __init__(self, files: ImageFiles, looks: Sequence[Look], view: View) -> None:
-        self._files, self._looks, self._view = files, looks, view
+    def __init__(self, files: ImageFiles, feature_fns: Sequence[FeatureFn], view: View) -> None:
+        self._files, self._feature_fns, self._view = files, feature_fns, view
         self._pool = ThreadPoolExecutor(_DECODERS)
         self._waiting: dict[int, Future] = {}
 
@@ -180,13 +180,13 @@ class FileFeatures:
                 )
 
     def rows(self, start: int, stop: int) -> list[np.ndarray]:
-        """Features [stop - start, D] by every look."""
+        """Features [stop - start, D] by every function."""
         self.prepare(start, stop)
         images = [self._waiting.pop(place).result() for place in range(start, stop)]
         channels = max(len(image) for image in images)
         images = [np.broadcast_to(image, (channels, *image.shape[1:])) for image in images]
         stacked = torch.from_numpy(np.stack(images))
-        return [look(stacked, start=start) for look in self._looks]
+        return [feature_fn(stacked, start=start) for feature_fn in self._feature_fns]
 
 
 class FeatureFile:

@@ -27,16 +27,20 @@ from tests.hostile_pickles import HOSTILE, PROTOCOL_2
 from training.data.image_files import MAX_MEMBERS
 from training.data.zip_directory import count_members
 from training.dataset import DatasetError, ImageFolderDataset
-from training.exchange import ExchangeError, export_networks, import_networks
 from training.run import checkpoint
-from training.run.checkpoint import StateError, read_state
-from training.run.continuation import read_settings
+from training.run.checkpoint import CheckpointError, read_checkpoint
+from training.run.resume import read_settings
+from training.run.safetensors_io import SafetensorsError, export_networks, import_networks
 
 MEMORY = 200 << 20  # bytes that reading any of them may take
 SECONDS = 60  # for what takes milliseconds: a reader that is caught in a file
 REFUSALS = (
-    DatasetError, StateError, ExchangeError, legacy.UnsafePickleError, legacy.NetworkPickleError,
-)  # fmt: skip
+    DatasetError,
+    CheckpointError,
+    SafetensorsError,
+    legacy.UnsafePickleError,
+    legacy.NetworkPickleError,
+)
 PNG = make_data.encode(make_data.pixels(1, 8, 1)[0])
 FILES = make_data.archive_files(make_data.pixels(3, 8, 1))
 
@@ -221,7 +225,7 @@ def state(content):
             torch.save(content, buffer)
             data = buffer.getvalue()
         (folder / "x").write_bytes(data)
-        name = f"training-state-000001-000000001-{checkpoint._digest(folder / 'x')}.pt"
+        name = f"checkpoint-000001-000000001-{checkpoint._digest(folder / 'x')}.pt"
         return (folder / "x").rename(folder / name)
 
     return write
@@ -449,7 +453,7 @@ TABLE = [
     *((read_dataset, *case) for case in DATASETS.items()),
     *((read_labels, *case) for case in LABELS.items()),
     *((read_snapshot, *case) for case in SNAPSHOTS.items()),
-    *((read_state, *case) for case in STATES.items()),
+    *((read_checkpoint, *case) for case in STATES.items()),
     *((read_settings, *case) for case in SETTINGS.items()),
     *((import_networks, *case) for case in EXCHANGE.items()),
     *((read_snapshot, name, (hostile(make), told)) for name, (make, told, _) in HOSTILE.items()),

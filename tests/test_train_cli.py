@@ -41,9 +41,9 @@ def test_contents_of_the_run_folder(first):
     run_dir, output = first
     assert run_dir.name == "00000-tiny-digits-gamma0-kimg2-batch96-coop1-coopsteps2"
     [events] = run_dir.glob("events.out.tfevents.*")
-    states = {path.name for path in run_dir.glob("training-state-*.pt")}
+    states = {path.name for path in run_dir.glob("checkpoint-*.pt")}
     assert {name[:31] for name in states} == {
-        "training-state-000002-000001056", "training-state-000003-000002016",
+        "checkpoint-000002-000001056", "checkpoint-000003-000002016",
     }  # fmt: skip
     assert {path.name for path in run_dir.iterdir()} == {
         "training_options.json", "log.txt", "stats.jsonl", events.name, "reals.png",

@@ -12,7 +12,7 @@ from tests import make_data, tiny
 from tests.hostile_pickles import HOSTILE
 from tests.train_cli import SMALL, refused, snapshot, trained
 from training.launch.command import last_line
-from training.run.checkpoint import find_states
+from training.run.checkpoint import find_checkpoints
 from training.snapshot import save_snapshot
 from training.training_loop import TrainingRun
 
@@ -237,7 +237,7 @@ def test_an_archive_that_is_replaced_while_training(data, tmp_path, monkeypatch)
     assert f"'{path}' has been replaced by other data since it was opened; put it back" in line
     monkeypatch.setattr(TrainingRun, "iterate", iterate)
     [run_dir] = outdir.iterdir()
-    assert find_states(run_dir)[0].nimg == 512, "all that was trained"
+    assert find_checkpoints(run_dir)[0].nimg == 512, "all that was trained"
     line = refused(*SMALL, *options, code=1)
     assert f"the data in '{path}' have changed since '{run_dir}' was trained on them" in line
     path.write_bytes(Path(data).read_bytes())
@@ -254,7 +254,7 @@ def test_a_run_is_not_removed_with_its_first_picture(data, tmp_path, monkeypatch
 
     monkeypatch.setattr(TrainingRun, "train", train_and_lose)
     run_dir, _ = trained(f"--data={data}", f"--outdir={tmp_path}", *FEW_CHANNELS)
-    assert find_states(run_dir)
+    assert find_checkpoints(run_dir)
 
 
 def test_the_same_damage_is_counted_once(tmp_path, caplog):

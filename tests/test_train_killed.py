@@ -17,7 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import train
 from tests import tiny
 from tests.train_cli import snapshot, ticks
-from training.run.checkpoint import KEPT, find_states, read_state
+from training.run.checkpoint import KEPT, find_checkpoints, read_checkpoint
 from training.training_loop import TrainingRun
 
 ROOT = Path(train.__file__).parent
@@ -88,7 +88,7 @@ def kill_at(moment, notes):
         nonlocal run
         if run is None and self.state.iteration >= moment.iteration:
             run = self
-            while not find_states(run.run_dir):  # the first is still being written
+            while not find_checkpoints(run.run_dir):  # the first is still being written
                 time.sleep(0.001)
             if moment.saving:
                 threading.setprofile(count)  # of threads that start from now on
@@ -121,7 +121,7 @@ class Trainer:
 
 
 def parts_of(folder):
-    return list(folder.glob(".training-state-*.part")) if folder else []
+    return list(folder.glob(".checkpoint-*.part")) if folder else []
 
 
 @pytest.fixture(scope="module")
@@ -169,11 +169,11 @@ def same(a, b):
 def test_one_run_folder(runs):
     for run_dir in runs:
         assert [path.name for path in run_dir.parent.iterdir()] == [run_dir.name]
-        assert len(find_states(run_dir)) == KEPT and not parts_of(run_dir)
+        assert len(find_checkpoints(run_dir)) == KEPT and not parts_of(run_dir)
 
 
 def test_every_bit_of_the_state(runs):
-    whole, killed = (read_state(find_states(run_dir)[0].path) for run_dir in runs)
+    whole, killed = (read_checkpoint(find_checkpoints(run_dir)[0].path) for run_dir in runs)
     assert whole["parts"]["training"]["nimg"] == 2000
     assert whole["parts"]["training"]["augment_p"] > 0
     assert whole["parts"]["loss"]["pl_mean"] > 0

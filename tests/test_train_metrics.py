@@ -15,8 +15,7 @@ from metrics.evaluation import Evaluation, Settings
 from metrics.job import Job, run_job
 from tests import tiny
 from tests.train_cli import SMALL, invoke, refused, snapshot, trained
-from torch_utils.distributed import Processes
-from training.run.checkpoint import read_newest_state
+from training.run.checkpoint import read_newest_checkpoint
 from training.training_loop import TrainingRun
 
 COMMON = ("--kimg=2", "--coop-kimg=1", "--coop-steps=1", "--batch=100", "--gamma=0", "--snap=1")
@@ -68,7 +67,7 @@ def test_calc_metrics_finds_the_same_numbers(first, files):
     last = records(run_dir, "fid20_full@own")[-1]
     settings = Settings(detector=files["detector"])
     job = Job(("fid20_full",), network=str(run_dir / last["snapshot_pkl"]), settings=settings)
-    [result] = run_job(Processes(), job)
+    [result] = run_job(job)
     assert result.values["fid20_full@own"] == pytest.approx(
         last["results"]["fid20_full@own"], rel=1e-6
     )
@@ -119,7 +118,7 @@ def test_a_run_that_stops_measures_when_it_goes_on(files, tmp_path, monkeypatch)
     [run_dir] = tmp_path.glob("0*")
     first, second, third = (f"network-snapshot-{kimg:06d}.pkl" for kimg in range(3))
     assert [r["snapshot_pkl"] for r in records(run_dir, "fid20_full@own")] == [first]
-    assert read_newest_state(run_dir)[1]["unmeasured"] == second
+    assert read_newest_checkpoint(run_dir)[1]["pending_evaluation"] == second
     assert "Done." in invoke(*args).output
     measured = [r["snapshot_pkl"] for r in records(run_dir, "fid20_full@own")]
     assert measured == [first, second, third]

@@ -20,10 +20,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import train
 from tests import tiny
 from tests.train_cli import SMALL, refused, ticks
-from torch_utils.distributed import Processes, run_processes
+from torch_utils import distributed
+from torch_utils.spawn import run_processes
 from training.dataset import ImageFolderDataset
 from training.run import consistency
-from training.run.checkpoint import find_states, read_state
+from training.run.checkpoint import find_checkpoints, read_checkpoint
 from training.run.consistency import ConsistencyError, check_consistency, checksums
 from training.stages import build_stages, run_phase
 from training.state import create_state
@@ -83,7 +84,7 @@ def draw_by_content(loss):
     loss.accumulate_gradients = seeded
 
 
-def gradients(processes, data, lazy):
+def gradients(data, lazy):
     """Gradients {"stage phase": {parameter: tensor}}; of two processes each sees one micro-batch.
 
     Path lengths are held against a mean that stays where it is: a process alone moves it, by 1 %
@@ -97,8 +98,8 @@ def gradients(processes, data, lazy):
         if name.endswith("noise_strength"):
             torch.nn.init.constant_(parameter, 0.1)
     batches = micro_batches()
-    if processes.count > 1:
-        batches = [batches[processes.rank]]
+    if distributed.get_world_size() > 1:
+        batches = [batches[distributed.get_rank()]]
     found = {}
     for stage in build_stages(config, state, lambda name, value: None):
         draw_by_content(stage.loss)
@@ -117,7 +118,7 @@ def gradients(processes, data, lazy):
 @pytest.mark.parametrize("lazy", [True, False], ids=["lazy", "not lazy"])
 def test_two_processes_give_the_gradients_of_one(data, lazy):
     with torch.random.fork_rng():
-        alone = gradients(Processes(), data, lazy)
+        alone = gradients(data, lazy)
     together = run_processes(gradients, 2, data, lazy, timeout=MINUTE)
     assert alone.keys() == together.keys() == PHASES[lazy]
     for phase, expected in alone.items():
@@ -133,15 +134,15 @@ def test_two_processes_give_the_gradients_of_one(data, lazy):
 # Networks that come apart
 
 
-def come_apart(processes):
+def come_apart():
     G, D = tiny.networks()
     nets = {"G": G, "D": D}
-    check_consistency(processes, nets)
-    if processes.rank == 1:
+    check_consistency(nets)
+    if distributed.get_rank() == 1:
         with torch.no_grad():
             D.b8.conv1.weight[0, 0, 0, 0] *= 1 + 1e-6
     try:
-        check_consistency(processes, nets)
+        check_consistency(nets)
     except ConsistencyError as error:
         return str(error)
 
@@ -203,7 +204,7 @@ def test_checksums_of_a_large_tensor_take_little_memory():
 
 
 class LargestResult(TorchDispatchMode):
-    """Context that notes the most bytes that an operator has made, but for views."""
+    """Context that notes the most bytes that an operator has made, except for views."""
 
     bytes = 0
 
@@ -245,7 +246,7 @@ def run_of(outdir):
 def wait_for_a_state(process, outdir, newer_than=-1):
     end = time.monotonic() + 120
     while process.poll() is None and time.monotonic() < end:
-        states = [s for folder in outdir.glob("0*") for s in find_states(folder)]
+        states = [s for folder in outdir.glob("0*") for s in find_checkpoints(folder)]
         if states and max(states).nimg > newer_than:
             return max(states).nimg
         time.sleep(0.05)
@@ -266,7 +267,7 @@ def test_spawned_processes_and_another_count_on_resume(data, tmp_path):
     assert output.count("Run folder: ") == 1 and f"Done. Open {run_dir}" in output
     assert [tick["Progress/kimg"]["mean"] for tick in ticks(run_dir)] == [0.04, 1.0, 2.0]
     assert ticks(run_dir)[0]["Loss/scores/real"]["num"] == 40, "what both have seen"
-    state = read_state(find_states(run_dir)[0].path)
+    state = read_checkpoint(find_checkpoints(run_dir)[0].path)
     assert state["parts"]["data"]["position"] == 2000 and len(state["random"]) == 2
     again = start([
         sys.executable, "train.py", f"--resume={run_dir}", "--gpus=1", "--kimg=3",
@@ -284,7 +285,7 @@ def test_a_process_that_dies_ends_all(data, tmp_path):
     output = output_of(process)
     assert process.returncode == 1
     assert "Error: process 1 was killed by signal 9" in output
-    assert read_state(find_states(run_of(outdir))[-1].path)
+    assert read_checkpoint(find_checkpoints(run_of(outdir))[-1].path)
 
 
 def test_a_refusal_under_torchrun_is_one_line(data, tmp_path):
@@ -339,7 +340,7 @@ def test_data_that_are_replaced_end_all_with_the_state_saved(data, tmp_path):
     output = output_of(process)
     assert process.returncode == 1 and "has been replaced" in output.strip().splitlines()[-1]
     run_dir = run_of(outdir)
-    assert find_states(run_dir)[0].nimg >= 4000, "of the tick that noticed"
+    assert find_checkpoints(run_dir)[0].nimg >= 4000, "of the tick that noticed"
     shutil.copy(data, path)
     options = ("--gpus=2", "--kimg=1000", f"--resume={run_dir}", "--dry-run")
     output = output_of(start(command(path, outdir, *options)))
@@ -404,7 +405,7 @@ def test_processes_end_with_the_one_that_started_them(data, tmp_path, training):
     assert not left
     process.communicate()
     if training:
-        assert read_state(find_states(run_of(outdir))[0].path)
+        assert read_checkpoint(find_checkpoints(run_of(outdir))[0].path)
 
 
 def free_port():
@@ -445,14 +446,14 @@ def test_torchrun_starts_again_what_was_killed_and_a_signal_to_one_stops_all(dat
     before = ranks(agent)
     before[1].kill()
     psutil.wait_procs(before.values(), timeout=60)
-    [saved, *_] = find_states(run_of(outdir))
+    [saved, *_] = find_checkpoints(run_of(outdir))
     wait_for_a_state(agent, outdir, newer_than=saved.nimg)
     ranks(agent)[1].send_signal(signal.SIGUSR1)  # and not to the one that speaks for all
     output = output_of(agent)
     assert agent.returncode == 0, output
     assert "Going on with the unfinished run" in output and saved.nimg >= reached
     [kimg] = re.findall(r"the state of kimg (\S+) is saved", output)
-    assert float(kimg) == round(find_states(run_of(outdir))[0].nimg / 1e3, 1)
+    assert float(kimg) == round(find_checkpoints(run_of(outdir))[0].nimg / 1e3, 1)
     assert "Stopped by SIGUSR1" in output
 
 
@@ -468,7 +469,7 @@ def test_two_machines_one_of_which_is_lost_and_started_again(data, tmp_path):
     output_of(first)
     output_of(second)
     assert first.returncode != 0, "the machine that is left does not wait for ever"
-    [saved, *_] = find_states(run_of(outdir))
+    [saved, *_] = find_checkpoints(run_of(outdir))
     first, second = agents(
         data, outdir, "--kimg=1000", "--save-minutes=0.001", "--timeout-minutes=1"
     )

@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from torch_utils.distributed import Processes
+from torch_utils import distributed
 
 
 class TrainingStats:
@@ -12,13 +12,9 @@ class TrainingStats:
 
     `report()` never synchronises with the GPU; `collect()` and `mean()` do. Where there are several
     processes they call `collect()` and `state_dict()` together, and get what all of them reported.
-
-    Args:
-        processes: Which of them this is.
     """
 
-    def __init__(self, processes=None):
-        self._processes = processes or Processes()
+    def __init__(self):
         self._moments = {}  # name -> float64 tensor [count, sum, sum of squares]
 
     def report(self, name, value):
@@ -30,23 +26,23 @@ class TrainingStats:
             self._moments[name] = moments
             return
         known = self._moments[name]
-        if known.device.type == "cpu":  # plain numbers, or what a training state held
+        if known.device.type == "cpu":  # plain numbers, or what a checkpoint held
             known = known.to(moments.device)
         self._moments[name] = known + moments.to(known.device)
 
     def state_dict(self):
         """The moments so far, of all processes, by name."""
         merged = None
-        if gathered := self._processes.gather({k: v.cpu() for k, v in self._moments.items()}):
+        if gathered := distributed.gather({k: v.cpu() for k, v in self._moments.items()}):
             merged = dict(gathered[0])
             for moments in gathered[1:]:
                 for name, value in moments.items():
                     merged[name] = merged[name] + value if name in merged else value
-        return self._processes.share(merged)
+        return distributed.broadcast(merged)
 
     def load_state_dict(self, state):
         """Go on from `state_dict()`: the first process, with what all have reported."""
-        self._moments = dict(state) if self._processes.first else {}
+        self._moments = dict(state) if distributed.is_rank0() else {}
 
     def mean(self, name):
         """Mean of `name` so far, as a float; NaN where nothing was reported."""

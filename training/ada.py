@@ -2,7 +2,7 @@
 
 import torch
 
-from torch_utils.distributed import add_up, is_first
+from torch_utils.distributed import all_reduce_sum, is_rank0
 
 UPDATE_INTERVAL = 4  # iterations
 
@@ -36,15 +36,15 @@ class AdaController:
 
         p belongs to the augmentation pipe.
         """
-        return {"signs": add_up(self._signs.clone())}
+        return {"signs": all_reduce_sum(self._signs.clone())}
 
     def load_state_dict(self, state):
         """Go on from `state_dict()`: the first process, with what all have observed."""
-        self._signs.copy_(state["signs"] if is_first() else torch.zeros_like(self._signs))
+        self._signs.copy_(state["signs"] if is_rank0() else torch.zeros_like(self._signs))
 
     def update(self, nimg):
         """Move p once, `nimg` images after the last time."""
-        count, total = add_up(self._signs)
+        count, total = all_reduce_sum(self._signs)
         step = nimg / (self._kimg * 1000)
         direction = (total / count.clamp(min=1) - self._target).sign()
         # Nothing observed says nothing.

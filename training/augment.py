@@ -149,7 +149,7 @@ class AugmentPipe(torch.nn.Module):
                 C is 1 or 3 where a colour augmentation is on.
             debug_percentile: q in (0, 1) makes the pipe deterministic: every random draw is
                 replaced by its q-quantile (that of normal draws divided by sqrt(2)) and every
-                augmentation that has a strength is applied, whatever p, but for the second of
+                augmentation that has a strength is applied, whatever p, except for the second of
                 the two rotations.
 
         Returns:

@@ -7,7 +7,7 @@ def ema_decay(batch, nimg, ema_kimg, rampup):
     """Weight of the old average in one step: half-life `ema_kimg`, shorter early in the run.
 
     Args:
-        batch: Images an iteration.
+        batch: Images per iteration.
         nimg: Images seen before this iteration.
         ema_kimg: Half-life in thousands of images; 0 keeps no memory.
         rampup: The half-life is at most `rampup * nimg`; None: no such bound.

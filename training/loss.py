@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 
 import torch
 
-from torch_utils.distributed import average
+from torch_utils.distributed import all_reduce_mean
 from training.best_response import response_weight
 from training.objectives import (
     ADVERSARIAL_LOSSES,
@@ -41,7 +41,7 @@ class MovedLatents:
         self._cuda = [torch.cuda.get_rng_state(device) for device in self._devices]
 
     @contextlib.contextmanager
-    def same_draws(self):
+    def replay_rng(self):
         """Context in which those random numbers are drawn once more."""
         with torch.random.fork_rng(self._devices):
             torch.set_rng_state(self._cpu)
@@ -185,7 +185,7 @@ class StyleGAN2Loss(Loss):
             if self.brc:
                 total = total + self._best_response(total, img, scores, real_img, real_c)
         if pair is not None:
-            with pair.same_draws():
+            with pair.replay_rng():
                 moved_img, _ = self._generate(pair.z, c, skip_w_avg_update=True)
             change = latent_consistency(img, moved_img)
             total = total - self.zcr.G * change.mean()  # G is to be sensitive to z, D is not
@@ -212,7 +212,7 @@ class StyleGAN2Loss(Loss):
         lengths = path_lengths(img, ws, torch.randn_like(img))
         # The gradient also flows through the mean's newest share (the golden numbers show it).
         mean = self.pl_mean.lerp(lengths.mean(), self.pl_decay)
-        self.pl_mean.copy_(average(mean.detach().clone()))  # each process sees a part
+        self.pl_mean.copy_(all_reduce_mean(mean.detach().clone()))  # each process sees a part
         penalty = (lengths - mean).square()
         (penalty * self.pl_weight).mean().mul(gain).backward()
         penalty = penalty.detach()
@@ -227,7 +227,7 @@ class StyleGAN2Loss(Loss):
         loss = self.objective.D_fake(scores).squeeze(1)
         total = loss
         if pair is not None:
-            with pair.same_draws():  # of augmentations, too
+            with pair.replay_rng():  # of augmentations, too
                 with torch.no_grad():
                     moved_img, _ = self._generate(pair.z, c, skip_w_avg_update=True)
                 moved_scores = self._score(moved_img, c)

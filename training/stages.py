@@ -8,7 +8,7 @@ import torch
 
 from coopinit_patch import CoopInitLoss
 from coopinit_patch.loss import no_report
-from torch_utils.distributed import average
+from torch_utils.distributed import all_reduce_mean
 from training.ada import AdaController
 from training.best_response import look_ahead
 from training.loss import StyleGAN2Loss
@@ -31,7 +31,7 @@ class Phase:
     optimizer: torch.optim.Optimizer
     interval: int = 1
     # Function of a function that draws micro-batches; returns the context to run in.
-    within: Callable = as_it_is
+    context: Callable = as_it_is
 
 
 @dataclass(frozen=True)
@@ -86,8 +86,8 @@ def _adversarial(config, state, report):
         ada = AdaController(state.augment_pipe.p, target=config.target, kimg=config.ada_kimg)
     G_phases, D_phases = _adversarial_phases(config, state)
     if config.brc_lookahead > 0:
-        rehearsal = _rehearsal(config, state, D_phases[0])
-        G_phases = [replace(G_phases[0], within=rehearsal), *G_phases[1:]]
+        rehearsal = _lookahead(config, state, D_phases[0])
+        G_phases = [replace(G_phases[0], context=rehearsal), *G_phases[1:]]
     lr_g, lr_d = config.learning_rates
     return Stage(
         name="adversarial",
@@ -134,7 +134,7 @@ def _adversarial_phases(config, state):
             yield [Phase(f"{name}both" if weight > 0 else f"{name}main", net, optimizer)]
 
 
-def _rehearsal(config, state, phase):
+def _lookahead(config, state, phase):
     """Context, for a phase of G, in which D is some steps of its `phase` ahead.
 
     The steps are taken back, and leave no trace in statistics, in ADA or in G's mean of w.
@@ -177,7 +177,7 @@ def run_phase(stage, phase, micro_batches, report):
     # they would, and every process has the same layout.
     parameters = list(phase.net.parameters())
     flat = torch.cat([_gradient(p).flatten() for p in parameters])
-    average(flat)  # over all processes: each has seen its share of the batch
+    all_reduce_mean(flat)  # over all processes: each has seen its share of the batch
     norm = flat.norm()
     report(f"{stage.log_prefix}/grad_norm/{phase.name}", norm)
     report(f"{stage.log_prefix}/nonfinite/{phase.name}", ~norm.isfinite())

@@ -10,8 +10,7 @@ import torch
 
 from dnnlib.full_disk import disk_may_be_full
 from dnnlib.util import first_line
-from torch_utils import host_memory
-from torch_utils.distributed import Processes, average
+from torch_utils import distributed, host_memory
 from torch_utils.ops import backend
 from torch_utils.training_stats import TrainingStats
 from training.ada import UPDATE_INTERVAL
@@ -24,17 +23,17 @@ from training.monitor.divergence import DivergenceError, DivergenceGuard, finite
 from training.monitor.page import save_page
 from training.monitor.reporting import Reporter
 from training.monitor.run_images import RunImages
-from training.run.checkpoint import StateError, StateWriter
+from training.run.checkpoint import CheckpointError, CheckpointWriter
 from training.run.consistency import ConsistencyError, check_consistency
-from training.run.continuation import journal_sizes
 from training.run.interruption import Interruption
 from training.run.random_state import RandomState, seed_all
+from training.run.resume import journal_sizes
 from training.snapshot import remove_old_snapshots, save_snapshot
 from training.stages import build_stages, enter_stage, run_phase
 from training.state import create_state
 
 # Errors that come to all processes together, between two iterations.
-TOLD_TO_ALL = (DatasetError, DivergenceError, SymptomError, ConsistencyError)
+RAISED_ON_ALL_RANKS = (DatasetError, DivergenceError, SymptomError, ConsistencyError)
 
 logger = logging.getLogger(__name__)
 
@@ -66,62 +65,60 @@ class TrainingRun:
         dataset: The opened `ImageFolderDataset` that `config` describes.
         run_dir: Existing folder that everything is written into; empty, or as a state left it.
         resume: Networks of a snapshot (`legacy.load_network_pkl`) to start from, or None.
-        continued: What `read_newest_state(run_dir)` returned, to go on from there; or None.
-        processes: Which process this is of those that train together; the first one alone
-            reports and writes.
+        continued: What `read_newest_checkpoint(run_dir)` returned, to go on from there; or None.
         measure: Function (G_ema, path of its snapshot) that returns numbers by name, or None.
 
     Raises:
         DatasetError: Too many images are damaged.
-        StateError: `continued` is of another run.
+        CheckpointError: `continued` is of another run.
     """
 
-    def __init__(
-        self, config, dataset, run_dir, resume=None, continued=None, processes=None, measure=None
-    ):
+    def __init__(self, config, dataset, run_dir, resume=None, continued=None, measure=None):
         device = prepare_device(config)
         self.config = config
         self.run_dir = Path(run_dir)
-        self.processes = processes or Processes()
         self.measure = measure
         self.stage_switch = None  # name of the snapshot at the end of the first stage
-        self.unmeasured = None  # name of a snapshot that is still to be measured
-        self.stats = TrainingStats(self.processes)
+        self.pending_evaluation = None  # name of a snapshot that is still to be measured
+        self.stats = TrainingStats()
         self.state = create_state(config, dataset, device, resume)
         self.coop, self.adversarial = build_stages(config, self.state, self.stats.report)
         self.stage = None
-        self.guard = DivergenceGuard(self.state, self.what_goes_back(), self.processes)
-        self.diagnostics = Diagnostics(config, quiet=not self.processes.first)
-        self.data = RealImages(dataset, config, device, self.processes.rank)
+        self.guard = DivergenceGuard(self.state, self.rollback_parts())
+        self.diagnostics = Diagnostics(config, quiet=not distributed.is_rank0())
+        self.data = RealImages(dataset, config, device, distributed.get_rank())
         self.dataset = dataset
         self.images = RunImages(self.run_dir, dataset, config.seed, config.batch_gpu, device)
-        first = self.processes.first
+        first = distributed.is_rank0()
         self.reporter = Reporter(config, self.run_dir, self.stats, device, quiet=not first)
         self.random = RandomState(device)
         if not first:  # the networks have been made; all else is drawn independently
-            seed_all(config.seed * config.gpus + self.processes.rank)
+            seed_all(config.seed * config.gpus + distributed.get_rank())
         self.interruption = Interruption()
         path, self.saved = continued or (None, None)
-        self.writer = StateWriter(self.run_dir, path) if first else None
+        self.writer = CheckpointWriter(self.run_dir, path) if first else None
         self.last_save = time.monotonic()
         if self.saved is None:
-            self.data.learn([self.images.damage])
+            self.data.merge_damage([self.images.damage])
         else:
-            self.take_up(self.saved)
+            self.restore(self.saved)
 
-    def take_up(self, saved):
-        """Put every part where it was when a state was saved, but for the random numbers."""
-        self.stage_switch, self.unmeasured = saved["stage_switch"], saved["unmeasured"]
+    def restore(self, saved):
+        """Put every part where it was when a state was saved, except for the random numbers."""
+        self.stage_switch, self.pending_evaluation = (
+            saved["stage_switch"],
+            saved["pending_evaluation"],
+        )
         for name, part in self.parts().items():
             try:
                 part.load_state_dict(saved["parts"][name])
             except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
-                raise StateError(
-                    f"the training state does not fit this run ({name}: {first_line(error)}); "
+                raise CheckpointError(
+                    f"the checkpoint does not fit this run ({name}: {first_line(error)}); "
                     "--restart starts over"
                 ) from error
 
-    def what_goes_back(self):
+    def rollback_parts(self):
         """Parts that a run which diverges takes back to its last good tick, if it may."""
         if self.config.on_divergence != "restore":
             return ()
@@ -129,7 +126,7 @@ class TrainingRun:
         return (self.state, self.adversarial.loss, *([] if ada is None else [ada]))
 
     def parts(self):
-        """All that decides how the run goes on, by name, but for the random numbers."""
+        """All that decides how the run goes on, by name, except for the random numbers."""
         ada = self.adversarial.ada
         return {
             "training": self.state,
@@ -148,7 +145,7 @@ class TrainingRun:
         Raises:
             DivergenceError: Training has run away; the last good networks were written before.
             SymptomError: A symptom of `stop_on` showed; networks were written before.
-            StateError: Training states cannot be written any more.
+            CheckpointError: Checkpoints cannot be written any more.
         """
         with self.interruption:
             end = "Interrupted"
@@ -162,34 +159,34 @@ class TrainingRun:
                 end = f"Stopped: {error}"
                 raise
             finally:  # a run that failed is worth looking at, too
-                if self.reporter.tick > 0 and self.processes.first:
+                if self.reporter.tick > 0 and distributed.is_rank0():
                     self.show(end)
 
     def train_on(self):
         """Iterate to the end of the run, or until a signal; what was trained is saved then."""
         try:
-            stop, _ = self.agree()
+            stop, _ = self.sync_ranks()
             while not self.done and not stop:
                 self.enter(self.due_stage())
                 self.iterate()
                 self.reporter.progress(self.state.nimg, self.stage.name)
-                stop, save = self.agree()
+                stop, save = self.sync_ranks()
                 if self.reporter.tick_is_due(self.state.nimg) or self.stage_is_over():
                     self.end_tick(save, stop)
                 elif save:
-                    self.save_state()
-        except TOLD_TO_ALL as error:
+                    self.save_checkpoint()
+        except RAISED_ON_ALL_RANKS as error:
             if isinstance(error, DatasetError):
-                self.save_state()
+                self.save_checkpoint()
             self.finish_saving()
-            self.processes.wait_for_first()  # which has more to write than the others
+            distributed.wait_for_rank0()  # which has more to write than the others
             if isinstance(error, DatasetError):
                 self.check_data()  # damaged images may be what is left of the data
             raise
         if not self.done:
-            self.save_state()
+            self.save_checkpoint()
 
-    def agree(self):
+    def sync_ranks(self):
         """What the processes do together after an iteration; the next batch is drawn for it.
 
         Returns:
@@ -201,12 +198,14 @@ class TrainingRun:
         if not self.done:
             self.data.draw_ahead()
         asked = self.interruption.name is not None
-        stop, save, news = self.processes.any(asked, self.state_is_due(), bool(self.data.news))
+        stop, save, news = distributed.any_rank(
+            asked, self.checkpoint_is_due(), bool(self.data.pending_damage)
+        )
         if stop:
-            names = self.processes.exchange(self.interruption.name)
+            names = distributed.all_gather(self.interruption.name)
             self.interruption.name = next(filter(None, names))
         if news:
-            self.data.learn(self.processes.exchange(self.data.news))
+            self.data.merge_damage(distributed.all_gather(self.data.pending_damage))
         return stop, save
 
     def show(self, end):
@@ -219,18 +218,18 @@ class TrainingRun:
     def begin(self):
         """Show what there is before training, or take the random numbers up again."""
         if self.saved is not None:  # now, as starting the data loader draws a number
-            states, rank = self.saved["random"], self.processes.rank
+            states, rank = self.saved["random"], distributed.get_rank()
             if rank < len(states):
                 self.random.load_state_dict(states[rank])
             else:  # there are more processes than before
                 seed_all(self.config.seed * self.config.gpus + rank + self.state.nimg)
             self.saved = None
-            if self.unmeasured is not None:
-                self.follow_snapshot()
-        elif self.processes.first:
+            if self.pending_evaluation is not None:
+                self.evaluate_snapshot()
+        elif distributed.is_rank0():
             self.images.save_reals()
             self.images.save_fakes(self.state.G_ema, "fakes_init.png")
-            self.reporter.maintained()
+            self.reporter.maintenance()
 
     @property
     def done(self):
@@ -260,9 +259,9 @@ class TrainingRun:
         for phase in self.stage.phases:
             if state.iteration % phase.interval == 0:
                 draw = partial(self.data.micro_batches, real)
-                with self.reporter.timed(phase.name), phase.within(draw):
+                with self.reporter.timed(phase.name), phase.context(draw):
                     run_phase(self.stage, phase, draw(), self.stats.report)
-        average(state.G.mapping.w_avg)  # each process has seen other latents
+        distributed.all_reduce_mean(state.G.mapping.w_avg)  # each process has seen other latents
         decay = ema_decay(config.batch, state.nimg, config.ema_kimg, config.ema_rampup)
         update_ema(state.G_ema, state.G, decay)
         state.iteration += 1
@@ -283,7 +282,7 @@ class TrainingRun:
         tick = self.reporter.tick
         pipe = self.state.augment_pipe
         augment_p = 0.0 if pipe is None else pipe.p.item()
-        if self.processes.first:
+        if distributed.is_rank0():
             self.stats.report("Progress/diversity", self.images.diversity(self.state.G))
         collected = self.reporter.end_tick(self.state.nimg, self.stage.name, augment_p)
         if self.guard.check(self.stage.name, collected, self.save_networks):
@@ -296,13 +295,13 @@ class TrainingRun:
             self.keep_snapshot(self.save_networks())
         # Measuring takes long: what it follows is saved before. With the last state a run is done.
         if (snapshot_is_due or save) and not (stop or self.done):
-            self.reporter.maintained()
-            self.save_state()
+            self.reporter.maintenance()
+            self.save_checkpoint()
         if snapshot_is_due and (self.done or not stop):
-            self.follow_snapshot()
-        self.reporter.maintained()
+            self.evaluate_snapshot()
+        self.reporter.maintenance()
         if self.done:
-            self.save_state()
+            self.save_checkpoint()
         self.check_data()
 
     def check_data(self):
@@ -312,10 +311,10 @@ class TrainingRun:
             problem = None
         except DatasetError as error:
             problem = str(error)
-        if problems := list(filter(None, self.processes.exchange(problem))):
+        if problems := list(filter(None, distributed.all_gather(problem))):
             raise DatasetError(problems[0])
 
-    def state_is_due(self):
+    def checkpoint_is_due(self):
         """Whether `save_minutes` have passed, for the first process; not while one is written."""
         if self.writer is None:
             return False
@@ -323,19 +322,19 @@ class TrainingRun:
         spent = time.monotonic() - self.last_save
         return spent >= self.config.save_minutes * 60 and not self.writer.busy
 
-    def save_state(self):
-        """Start to write the training state, from which a later process goes on.
+    def save_checkpoint(self):
+        """Start to write the checkpoint, from which a later process goes on.
 
         A state that is lost already, with a tick still to notice, replaces no good one.
 
         Raises:
             ConsistencyError: The processes do not hold the same networks any more.
         """
-        check_consistency(self.processes, self.state.nets())
+        check_consistency(self.state.nets())
         if not finite_networks(self.state):
             return
         parts = {name: part.state_dict() for name, part in self.parts().items()}
-        random_states = self.processes.gather(self.random.state_dict())
+        random_states = distributed.gather(self.random.state_dict())
         if self.writer is not None:
             content = {
                 "parts": parts,
@@ -343,13 +342,13 @@ class TrainingRun:
                 "journals": journal_sizes(self.run_dir),
                 "dataset": self.dataset.signature,
                 "stage_switch": self.stage_switch,
-                "unmeasured": self.unmeasured,
+                "pending_evaluation": self.pending_evaluation,
             }
             self.writer.save(self.state.nimg, content)
         self.last_save = time.monotonic()
 
     def finish_saving(self):
-        """Wait until the last state is on disk; raises StateError where it cannot be."""
+        """Wait until the last state is on disk; raises CheckpointError where it cannot be."""
         if self.writer is not None:
             self.writer.finish()
 
@@ -359,7 +358,7 @@ class TrainingRun:
         Returns:
             Its path, or None where another process writes, or the disk is full.
         """
-        if not self.processes.first:
+        if not distributed.is_rank0():
             return None
         name = f"{self.state.nimg // 1000:06d}"
         path = self.run_dir / f"network-snapshot-{name}.pkl"
@@ -380,17 +379,17 @@ class TrainingRun:
         """Remember what has been saved as `path`, and remove snapshots that are too old."""
         if path is None:
             return
-        self.unmeasured = None if self.measure is None else path.name
+        self.pending_evaluation = None if self.measure is None else path.name
         if self.stage_is_over() and not self.done:
             self.stage_switch = path.name
         if self.config.keep is not None:
             spare = self.stage_switch and self.run_dir / self.stage_switch
             remove_old_snapshots(self.run_dir, self.config.keep, spare=spare)
 
-    def follow_snapshot(self):
+    def evaluate_snapshot(self):
         """Measure the generator of the snapshot that was saved last."""
-        name, self.unmeasured = self.unmeasured, None
+        name, self.pending_evaluation = self.pending_evaluation, None
         if name is not None and self.measure is not None:
             numbers = self.measure(self.state.G_ema, self.run_dir / name)
             self.reporter.metrics(numbers, self.state.nimg)
-        self.processes.wait_for_first()  # measuring takes longer than a step may
+        distributed.wait_for_rank0()  # measuring takes longer than a step may

@@ -84,7 +84,7 @@ def _require_use(shared):
     ]
     if lacking:
         raise TransferError(
-            f"The snapshot of --resume does not fit this run: but for the mapping, no layer of "
+            f"The snapshot of --resume does not fit this run: apart from the mapping, no layer of "
             f"{', '.join(lacking)} has its shape; use its --g-scale, --d-scale and --channel-max."
         )
 

@@ -17,7 +17,7 @@ class PathSampling:
     """One way to walk.
 
     space: z (great circles between latents) or w (straight lines); ends: measure at one end of the
-    path in place of anywhere on it; crop: look at the part where FFHQ has the face.
+    path instead of anywhere on it; crop: look at the part where FFHQ has the face.
     """
 
     space: str

@@ -9,10 +9,10 @@ import torch
 
 pytest.importorskip("fcntl")  # full disks are made by limits that only Linux has
 from benchmarks import faults, soak
-from training.run.checkpoint import write_state
+from training.run.checkpoint import write_checkpoint
 
 NIMG = 6016
-REFUSAL = "Error: 'x' holds no training state that can be used; start a new run: ..."
+REFUSAL = "Error: 'x' holds no checkpoint that can be used; start a new run: ..."
 
 
 class Said(faults.Trainer):
@@ -31,7 +31,7 @@ def outdir(tmp_path):
     (tmp_path / "00000-x").mkdir()
     for nimg in (3008, NIMG):
         content = {"format": 1, "w": torch.arange(99)}
-        write_state(tmp_path / "00000-x", nimg, nimg, content)
+        write_checkpoint(tmp_path / "00000-x", nimg, nimg, content)
     return tmp_path
 
 
@@ -99,7 +99,7 @@ def run_folder(folder, nimg, position, seen):
         "data": {"position": position},
     }
     rest = {"random": [1], "dataset": "x", "stage_switch": None}
-    write_state(folder, nimg, nimg, {"format": 1, "parts": parts, **rest})
+    write_checkpoint(folder, nimg, nimg, {"format": 1, "parts": parts, **rest})
     lines = [
         f'{{"Loss/signs/real": {{"num": {num}}}, "timestamp": {random.random()}}}' for num in seen
     ]

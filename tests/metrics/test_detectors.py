@@ -117,7 +117,7 @@ def test_an_equal_file_elsewhere_is_standard_too_and_another_is_not(offline, dig
 def test_a_wrong_file_under_the_official_name_shows(offline, digits):
     put_in_cache(digits)
     detector = load_detector("inception", None, CPU)
-    with pytest.raises(MetricError, match="not the standard detector: 64 features in place of 20"):
+    with pytest.raises(MetricError, match="not the standard detector: 64 features instead of 20"):
         detector(images(), "features")
 
 
@@ -280,7 +280,7 @@ def test_torch_fidelity_that_is_not_installed(monkeypatch):
 
 
 class FakeInception(torch.nn.Module):
-    """The interface of torch-fidelity's network, with a matrix in place of Inception."""
+    """The interface of torch-fidelity's network, with a matrix instead of Inception."""
 
     def __init__(self, name, features_list, weights):
         super().__init__()

@@ -9,11 +9,11 @@ from dnnlib.util import cache_path, cache_root
 from metrics import MetricError, detectors, evaluation, generated
 from metrics.detectors import STANDARD_URLS
 from metrics.evaluation import Evaluation, Settings, comparison_warnings, repeatable
+from metrics.feature_sources import open_files
 from metrics.job import Job, run_job
 from metrics.registry import find_metric
-from metrics.sides import open_files
 from tests import make_data, tiny
-from torch_utils.distributed import Processes, WorkerError, run_processes
+from torch_utils.spawn import WorkerError, run_processes
 
 ALL = (
     "fid20_full", "fid20", "kid20_full", "is20", "pr20_k3_full", "dc20_k5_full", "classes20_full",
@@ -51,7 +51,7 @@ def values(results):
 
 
 def test_all_metrics_of_a_snapshot(files):
-    results = run_job(Processes(), job(files, *ALL))
+    results = run_job(job(files, *ALL))
     assert [result.metric for result in results] == [f"{name}@tiny" for name in ALL]
     found = values(results)
     assert {"pr20_k3_full_precision@tiny", "is20_mean@tiny", "dc20_k5_full_coverage@tiny"} <= set(
@@ -66,13 +66,13 @@ def test_all_metrics_of_a_snapshot(files):
 
 def test_a_measurement_repeats_with_the_cache_without_it_and_in_other_batches(files):
     names = ("fid20_full", "kid20_full", "ppl_zfull8")
-    first = values(run_job(Processes(), job(files, *names)))
-    assert values(run_job(Processes(), job(files, *names))) == first
+    first = values(run_job(job(files, *names)))
+    assert values(run_job(job(files, *names))) == first
     uncached = job(files, *names, settings={"cache": False})
-    assert values(run_job(Processes(), uncached)) == first
-    other = values(run_job(Processes(), job(files, *names, settings={"batch": 5})))
+    assert values(run_job(uncached)) == first
+    other = values(run_job(job(files, *names, settings={"batch": 5})))
     assert other == pytest.approx(first, rel=1e-4)
-    assert values(run_job(Processes(), job(files, *names, settings={"seed": 1}))) != first
+    assert values(run_job(job(files, *names, settings={"seed": 1}))) != first
 
 
 @pytest.fixture
@@ -86,7 +86,7 @@ def one_thread():
 def test_several_processes_find_what_one_finds(files, one_thread):
     names = ("fid150_full", "fid150", "kid150_full", "pr150_k3_full", "is150", "ppl2_wend70")
     asked = job(files, *names, settings={"cache": False})
-    alone = run_job(Processes(), asked)
+    alone = run_job(asked)
     for count in (2, 3):
         together = run_processes(run_job, count, asked)
         assert values(together) == values(alone)
@@ -116,9 +116,9 @@ def count_calls(monkeypatch):
 
 def test_metrics_share_what_they_need(files, monkeypatch):
     calls = count_calls(monkeypatch)
-    run_job(Processes(), job(files, "fid20_full", "kid20_full"))
+    run_job(job(files, "fid20_full", "kid20_full"))
     assert sum(calls) == 40
-    run_job(Processes(), job(files, "fid20_full", "kid20_full"))
+    run_job(job(files, "fid20_full", "kid20_full"))
     assert sum(calls) == 60, "statistics of the real images come from the cache"
 
 
@@ -131,9 +131,9 @@ def test_images_are_made_once_whatever_is_looked_at(files, monkeypatch):
 
     monkeypatch.setattr(generated.GeneratedFeatures, "_group", counting)
     names = ("fid20_full", "is20", "pr20_k3_full")
-    together = run_job(Processes(), job(files, *names))
+    together = run_job(job(files, *names))
     assert made == [0, 4, 8, 12, 16]
-    alone = [run_job(Processes(), job(files, name))[0] for name in names]
+    alone = [run_job(job(files, name))[0] for name in names]
     assert values(together) == values(alone)
 
 
@@ -142,7 +142,7 @@ def test_the_cache_follows_data_detector_and_what_is_used(files, monkeypatch, tm
 
     def looked_at(**changes):
         calls.clear()
-        run_job(Processes(), job(files, "fid20", **changes))
+        run_job(job(files, "fid20", **changes))
         return sum(calls) - 20
 
     assert looked_at() == 20 and looked_at() == 0
@@ -157,21 +157,21 @@ def test_the_cache_follows_data_detector_and_what_is_used(files, monkeypatch, tm
 
 
 def test_a_corrupt_cache_is_rebuilt(files, caplog):
-    first = values(run_job(Processes(), job(files, "fid20_full")))
+    first = values(run_job(job(files, "fid20_full")))
     [path] = (cache_root() / "dataset-statistics").iterdir()
     good = path.read_bytes()
     path.write_bytes(good[: len(good) // 2])
-    assert values(run_job(Processes(), job(files, "fid20_full"))) == first
+    assert values(run_job(job(files, "fid20_full"))) == first
     assert "are damaged" in caplog.text
-    assert values(run_job(Processes(), job(files, "fid20_full"))) == first
+    assert values(run_job(job(files, "fid20_full"))) == first
 
 
 def test_full_ignores_subset_and_mirroring(files, tmp_path):
     view = dict(max_size=6, xflip=True, random_seed=0)
     network = tiny.write_snapshot(tmp_path / "s.pkl", files["data"], **view)
-    full, part = run_job(Processes(), job(files, "fid20_full", "fid20", network=network))
+    full, part = run_job(job(files, "fid20_full", "fid20", network=network))
     assert (full.num_real, part.num_real) == (20, 12)
-    [changed] = run_job(Processes(), job(files, "fid20", network=network, mirror=False))
+    [changed] = run_job(job(files, "fid20", network=network, mirror=False))
     assert changed.num_real == 6
 
 
@@ -179,12 +179,12 @@ def test_files_on_both_sides(files, tmp_path):
     other = make_data.write_zip(tmp_path / "b.zip", make_data.archive_files(
         make_data.pixels(12, 8, 1, seed=5)))  # fmt: skip
     same = job(files, "fid50k_full", "pr50k3_full", fake=files["data"], real=files["data"])
-    assert values(run_job(Processes(), same)) == {
+    assert values(run_job(same)) == {
         "fid20_full@tiny": pytest.approx(0, abs=1e-9),
         "pr20_k3_full_precision@tiny": 1,
         "pr20_k3_full_recall@tiny": 1,
     }
-    [result] = run_job(Processes(), job(files, "fid50k_full", fake=other, real=files["data"]))
+    [result] = run_job(job(files, "fid50k_full", fake=other, real=files["data"]))
     assert result.metric == "fid12_full@tiny", "named by the images that there were"
     assert result.values["fid12_full@tiny"] > 0
 
@@ -192,10 +192,10 @@ def test_files_on_both_sides(files, tmp_path):
 def test_one_image(files, tmp_path):
     one = make_data.write_zip(tmp_path / "one.zip", make_data.archive_files(
         make_data.pixels(1, 8, 1)))  # fmt: skip
-    [result] = run_job(Processes(), job(files, "fid50k_full", fake=one, real=files["data"]))
+    [result] = run_job(job(files, "fid50k_full", fake=one, real=files["data"]))
     assert result.metric == "fid1_full@tiny" and result.values["fid1_full@tiny"] > 0
     with pytest.raises(MetricError, match="at least 4 images"):
-        run_job(Processes(), job(files, "pr50k3_full", fake=one, real=files["data"]))
+        run_job(job(files, "pr50k3_full", fake=one, real=files["data"]))
 
 
 def save_features(path, rows):
@@ -209,7 +209,7 @@ def test_saved_features_need_no_detector(tmp_path):
     real = save_features(tmp_path / "real.npz", rows)
     fake = save_features(tmp_path / "fake.npz", rows + [3, 0, 0, 0])
     asked = Job(metrics=("fid50k_full", "kid50k_full"), fake=fake, real=real)
-    results = run_job(Processes(), asked)
+    results = run_job(asked)
     assert values(results)["fid60_full@features"] == pytest.approx(9, rel=1e-5)
     assert results[0].detector["name"] == "features"
 
@@ -218,18 +218,18 @@ def test_saved_features_against_images(files, tmp_path):
     rows = np.random.RandomState(0).rand(30, 64)
     saved = save_features(tmp_path / "saved.NPZ", rows)
     narrow = save_features(tmp_path / "narrow.npz", rows[:, :5])
-    [result] = run_job(Processes(), job(files, "fid20_full", real=saved))
+    [result] = run_job(job(files, "fid20_full", real=saved))
     assert result.metric == "fid20_full@features" and result.detector["sha256"].startswith("file:")
     with pytest.raises(MetricError, match="different lengths"):
-        run_job(Processes(), job(files, "fid20_full", real=narrow))
+        run_job(job(files, "fid20_full", real=narrow))
 
 
 def test_features_are_no_probabilities(tmp_path):
     rows = save_features(tmp_path / "rows.npz", np.random.RandomState(0).randn(60, 4))
     with pytest.raises(MetricError, match="needs probabilities"):
-        run_job(Processes(), Job(("is50k",), fake=rows))
+        run_job(Job(("is50k",), fake=rows))
     rows = save_features(tmp_path / "rows.npz", np.eye(4)[np.arange(60) % 4])
-    [result] = run_job(Processes(), Job(("is50k",), fake=rows))
+    [result] = run_job(Job(("is50k",), fake=rows))
     assert result.values["is60_mean@features"] == pytest.approx(4, rel=0.1)
 
 
@@ -246,34 +246,32 @@ def test_features_are_no_probabilities(tmp_path):
 def test_what_cannot_be_measured(files, metric, changes, message):
     changes = {key: files.get(value, value) for key, value in changes.items()}
     with pytest.raises(MetricError, match=message):
-        run_job(Processes(), job(files, metric, **changes))
+        run_job(job(files, metric, **changes))
 
 
 def test_a_data_set_that_has_moved(files, tmp_path):
     for c_dim, message in ((0, "is not here: say by --data where"), (3, "and labels are")):
         network = tiny.write_snapshot(tmp_path / "s.pkl", "moved.zip", c_dim=c_dim)
         with pytest.raises(MetricError, match=f"moved.zip.*{message}"):
-            run_job(Processes(), job(files, "fid20_full", network=network))
+            run_job(job(files, "fid20_full", network=network))
         moved = job(files, "fid20_full", network=network, data=files["data"])
-        assert run_job(Processes(), moved)[0].num_real == 20
+        assert run_job(moved)[0].num_real == 20
     with pytest.raises(MetricError, match="is not here"):
-        run_job(Processes(), job(files, "is20", network=network))
+        run_job(job(files, "is20", network=network))
 
 
 def test_real_images_of_ones_own_beside_the_data_set(files, tmp_path):
     view = dict(max_size=6, xflip=True)
     network = tiny.write_snapshot(tmp_path / "s.pkl", files["data"], c_dim=3, **view)
     other = tiny.write_data(tmp_path / "other.zip", count=9)
-    full, part = run_job(
-        Processes(), job(files, "fid20_full", "fid20", network=network, real=other)
-    )
+    full, part = run_job(job(files, "fid20_full", "fid20", network=network, real=other))
     assert (full.num_real, part.num_real) == (9, 18), "mirrored, and no subset of other images"
 
 
 def test_no_network_is_used_before_sides_are_found_wanting(files, monkeypatch):
     monkeypatch.setattr(evaluation, "load_detector", pytest.fail)
     with pytest.raises(MetricError, match="path lengths need a snapshot"):
-        run_job(Processes(), job(files, "ppl2_wend", fake=files["data"]))
+        run_job(job(files, "ppl2_wend", fake=files["data"]))
 
 
 def test_only_the_standard_detector_gives_bare_names(files, monkeypatch):
@@ -283,7 +281,7 @@ def test_only_the_standard_detector_gives_bare_names(files, monkeypatch):
     with open(files["detector"], "rb") as file:
         path.write_bytes(file.read())
     standard = dataclasses.replace(job(files, "fid20_full"), settings=Settings())
-    [result] = run_job(Processes(), standard)
+    [result] = run_job(standard)
     assert result.metric == "fid20_full" and result.detector["name"] == "inception"
     assert result.detector["source"] == STANDARD_URLS["inception"]
 
@@ -294,7 +292,7 @@ def test_measuring_leaves_random_states_and_switches_alone(files):
     try:
         matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark = True, True, True
         states = torch.get_rng_state(), np.random.get_state()[1]
-        run_job(Processes(), job(files, "fid20_full"))
+        run_job(job(files, "fid20_full"))
         assert torch.equal(torch.get_rng_state(), states[0])
         assert np.array_equal(np.random.get_state()[1], states[1])
         assert matmul.allow_tf32 and cudnn.allow_tf32 and cudnn.benchmark
@@ -338,9 +336,9 @@ def test_one_evaluation_measures_several_networks(files):
 def test_what_is_not_needed_may_be_damaged(files, tmp_path):
     (tmp_path / "damaged.zip").write_bytes(b"no zip")
     network = tiny.write_snapshot(tmp_path / "s.pkl", tmp_path / "damaged.zip", max_size=5)
-    run_job(Processes(), job(files, "is20", network=network))
+    run_job(job(files, "is20", network=network))
     for other in (dict(real=files["data"]), dict(data=files["data"])):
-        [result] = run_job(Processes(), job(files, "fid20", network=network, **other))
+        [result] = run_job(job(files, "fid20", network=network, **other))
         assert result.num_real == 20, "the subset was of the snapshot's data set"
 
 
@@ -349,13 +347,13 @@ def test_a_snapshot_with_settings_of_a_wrong_type(files, tmp_path, kwargs):
     network = tiny.write_snapshot(tmp_path / "s.pkl", files["data"], **kwargs)
     [(name, value)] = kwargs.items()
     with pytest.raises(MetricError, match=f"its training_set_kwargs have {name}={value!r}, not"):
-        run_job(Processes(), job(files, "fid20", network=network))
+        run_job(job(files, "fid20", network=network))
 
 
 def test_mirror_holds_for_real_images_of_ones_own(files):
     names = ("fid20_full", "fid20")
     asked = job(files, *names, fake=files["data"], real=files["data"], mirror=True)
-    assert [result.num_real for result in run_job(Processes(), asked)] == [20, 40]
+    assert [result.num_real for result in run_job(asked)] == [20, 40]
 
 
 @pytest.mark.parametrize(
@@ -367,4 +365,4 @@ def test_too_little_memory_for_the_generator(files, monkeypatch, error):
 
     monkeypatch.setattr(generated.GeneratedFeatures, "_group", fail)
     with pytest.raises(MetricError, match="^not enough memory on cpu: end what else uses it"):
-        run_job(Processes(), job(files, "is20"))
+        run_job(job(files, "is20"))

@@ -3,7 +3,7 @@ import pytest
 
 from metrics import MetricError
 from metrics.features import collect, require_finite
-from torch_utils.distributed import Processes
+from torch_utils import distributed
 
 
 class Counting:
@@ -41,22 +41,14 @@ def test_only_what_is_wanted_is_kept():
     assert collect(Counting(), 5, [{"rows"}])[0].moments is None
 
 
-class Lockstep(Processes):
-    """Process `rank` of two, whose gather() is what the test says that the others sent."""
-
-    def gather(self, value):
-        sent.setdefault(self.rank, []).append(value)
-        return [value]
-
-
-sent = {}
-
-
-def test_batches_are_dealt_out_in_turn():
-    sent.clear()
+def test_batches_are_dealt_out_in_turn(monkeypatch):
+    sent = {0: [], 1: []}
+    monkeypatch.setattr(distributed, "get_world_size", lambda: 2)
     for rank in (0, 1):
         producer = Counting()
-        found = collect(producer, 10, [{"rows"}], batch=4, processes=Lockstep(rank, 2))
+        monkeypatch.setattr(distributed, "get_rank", lambda rank=rank: rank)
+        monkeypatch.setattr(distributed, "gather", lambda made, to=sent[rank]: to.append(made))
+        found = collect(producer, 10, [{"rows"}], batch=4)
         assert (found is None) == (rank > 0)
         expected = {0: [(0, 4), (8, 10)], 1: [(4, 8)]}
         assert producer.asked == expected[rank]

@@ -22,7 +22,7 @@ LABELS = np.eye(3, dtype=np.float32)
 
 
 def plain(images, start):
-    """In place of a detector: the pixels themselves."""
+    """Instead of a detector: the pixels themselves."""
     return images.flatten(1).float().numpy()
 
 
@@ -49,7 +49,7 @@ def test_latents_are_those_of_generate_py():
     z = np.random.RandomState(5).randn(1, G.z_dim)
     with torch.no_grad():
         image = pixels(G(torch.from_numpy(z).float(), None, noise_mode="const"))
-    assert np.abs(rows[5] - image.flatten()).max() <= 1, "but for rounding in another batch"
+    assert np.abs(rows[5] - image.flatten()).max() <= 1, "except for rounding in another batch"
 
 
 def test_labels_follow_the_data_set():
@@ -159,11 +159,11 @@ def test_the_crop_is_the_face_of_ffhq():
     sampling = PathSampling("w", ends=True, crop=True, epsilon=1e-2)
     seen = []
 
-    def look(images, start):
+    def feature_fn(images, start):
         seen.append(images.shape[2:])
         return lpips_of_pixels(images, start)
 
-    [rows] = PathLengths(Linear(16), look, Latents(0), sampling).rows(0, 1)
+    [rows] = PathLengths(Linear(16), feature_fn, Latents(0), sampling).rows(0, 1)
     rng = np.random.RandomState(0)
     z0, z1 = rng.randn(4), rng.randn(4)
     assert rows[0, 0] == pytest.approx(np.square((z1 - z0)[2] / 2), rel=1e-3)
@@ -173,11 +173,11 @@ def test_the_crop_is_the_face_of_ffhq():
 def test_large_images_are_shrunk_to_256():
     seen = []
 
-    def look(images, start):
+    def feature_fn(images, start):
         seen.append(images.shape[2:])
         return lpips_of_pixels(images, start)
 
-    PathLengths(Linear(512), look, Latents(0), PathSampling("w", True, False)).rows(0, 1)
+    PathLengths(Linear(512), feature_fn, Latents(0), PathSampling("w", True, False)).rows(0, 1)
     assert set(seen) == {(256, 256)}
 
 

@@ -3,8 +3,8 @@ import pytest
 
 from metrics import MetricError, registry
 from metrics.evaluation import Evaluation, Settings
+from metrics.feature_sources import SavedFeatureSource
 from metrics.registry import find_metric, format_count, metric_names, parse_metrics, register
-from metrics.sides import FeatureSide
 from metrics.sources import FeatureFile
 
 OFFICIAL = {
@@ -88,7 +88,7 @@ def toy(monkeypatch):
 def test_one_function_and_one_decorator_add_a_metric(toy, tmp_path):
     for name, start, count in (("real", 0.0, 150), ("fake", 3.0, 9)):
         np.savez(tmp_path / f"{name}.npz", features=np.full([count, 2], start))
-    real, fake = (FeatureSide(FeatureFile(tmp_path / f"{n}.npz")) for n in ("real", "fake"))
+    real, fake = (SavedFeatureSource(FeatureFile(tmp_path / f"{n}.npz")) for n in ("real", "fake"))
     [result] = Evaluation(real, Settings()).measure([find_metric(toy)], fake)
     assert result.values == {"toy5@features": 3.0, "toy5_counts@features": [100, 5]}
     assert result.better == {"toy5@features": "higher"}

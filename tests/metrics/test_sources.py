@@ -13,7 +13,7 @@ from training.dataset import ImageFolderDataset
 
 
 def pixels_of(images, start):
-    """In place of a detector: the pixels themselves."""
+    """Instead of a detector: the pixels themselves."""
     return images.flatten(1).float().numpy()
 
 

@@ -8,48 +8,56 @@ from datetime import timedelta
 import pytest
 import torch
 
+from torch_utils import distributed
 from torch_utils.distributed import (
-    Processes,
-    WorkerError,
+    all_gather,
+    broadcast,
+    broadcast_from_rank0,
     device_of,
+    gather,
+    get_rank,
     gpus_needed,
+    is_rank0,
     joined_by_torchrun,
-    run_processes,
+    rank0_first,
+    run_on_rank0,
+    wait_for_rank0,
 )
+from torch_utils.spawn import WorkerError, run_processes
 
 SECOND = timedelta(seconds=1)
 
 
-def greet(processes, word):
-    gathered = processes.gather(f"{word} {processes.rank}")
-    shared = processes.share(f"from {processes.rank}")
-    exchanged = processes.gather(processes.exchange({"rank": processes.rank}))
+def greet(word):
+    gathered = gather(f"{word} {get_rank()}")
+    shared = broadcast(f"from {get_rank()}")
+    exchanged = gather(all_gather({"rank": get_rank()}))
     return gathered, shared, exchanged, torch.distributed.is_initialized()
 
 
-def fail(processes, rank):
-    if processes.rank == rank:
+def fail(rank):
+    if get_rank() == rank:
         raise ValueError(f"process {rank} has a reason")
-    processes.gather(None)  # the others wait
+    gather(None)  # the others wait
 
 
-def large(processes):
-    return bytes(1 << 20) if processes.first else None
+def large():
+    return bytes(1 << 20) if is_rank0() else None
 
 
-def die(processes):
-    if processes.rank == 1:
+def die():
+    if get_rank() == 1:
         os.kill(os.getpid(), signal.SIGKILL)
-    processes.gather(None)
+    gather(None)
 
 
-def in_order(processes, path):
+def in_order(path):
     def task():
         with open(path, "a") as file:
-            file.write(str(processes.rank))
-        return processes.rank
+            file.write(str(get_rank()))
+        return get_rank()
 
-    return processes.gather(processes.first_alone(task))
+    return gather(rank0_first(task))
 
 
 def test_one_process_is_this_one():
@@ -82,10 +90,10 @@ def test_a_process_that_is_killed():
         run_processes(die, 2)
 
 
-def time_out_elsewhere(processes, kind):
-    if processes.rank == 1:
+def time_out_elsewhere(kind):
+    if get_rank() == 1:
         raise kind("Read timed out.")
-    processes.gather(None)
+    gather(None)
 
 
 @pytest.mark.parametrize(
@@ -105,15 +113,15 @@ def test_gpus_that_processes_need(monkeypatch):
     assert gpus_needed(16) == 5, "whatever other machines have"
 
 
-def told_by_first(processes, task):
+def told_by_first(task):
     try:
-        return processes.exchange(processes.of_first(task))
+        return all_gather(broadcast_from_rank0(task))
     except SystemExit as end:
         return end.code
 
 
-def on_first(processes):
-    return processes.exchange(processes.on_first(lambda: "a value") or "nothing")
+def on_first():
+    return all_gather(run_on_rank0(lambda: "a value") or "nothing")
 
 
 def name_of_first():
@@ -125,18 +133,18 @@ def refuse():
 
 
 def test_what_the_first_does_for_all():
-    assert Processes().of_first(name_of_first) == name_of_first()
+    assert broadcast_from_rank0(name_of_first) == name_of_first()
     assert len(set(run_processes(told_by_first, 2, name_of_first))) == 1
     assert run_processes(on_first, 2) == ["a value", "nothing"]
     with pytest.raises(WorkerError, match="^the first has a reason$"):
         run_processes(told_by_first, 2, refuse)
 
 
-def fail_and_be_aborted(processes):
-    if processes.rank == 1:
+def fail_and_be_aborted():
+    if get_rank() == 1:
         raise ValueError("the reason")
     with contextlib.suppress(RuntimeError):
-        processes.gather(None)
+        gather(None)
     os.abort()  # as the watchdog of NCCL does
 
 
@@ -153,22 +161,22 @@ def test_the_first_goes_before_the_others(tmp_path):
 # Patience
 
 
-def long_tasks(processes):
+def long_tasks():
     """Of the first, while the others wait; then of the second."""
 
     def load(rank=0):
-        time.sleep(1.5 if processes.rank == rank else 0)
+        time.sleep(1.5 if get_rank() == rank else 0)
         return "loaded"
 
-    found = [processes.first_alone(load), processes.share(load())]
+    found = [rank0_first(load), broadcast(load())]
     load()
-    processes.wait_for_first()
-    return [*found, processes.first_alone(lambda: load(1)), *processes.exchange(processes.rank)]
+    wait_for_rank0()
+    return [*found, rank0_first(lambda: load(1)), *all_gather(get_rank())]
 
 
-def long_step(processes):
-    time.sleep(0 if processes.first else 30)
-    processes.gather(None)
+def long_step():
+    time.sleep(0 if is_rank0() else 30)
+    gather(None)
 
 
 def test_long_tasks_of_one_do_not_count_as_hanging():
@@ -177,7 +185,7 @@ def test_long_tasks_of_one_do_not_count_as_hanging():
 
 
 def test_a_step_that_takes_too_long_does(monkeypatch):
-    monkeypatch.setattr("torch_utils.distributed._GRACE", 1)
+    monkeypatch.setattr("torch_utils.spawn._GRACE", 1)
     with pytest.raises(WorkerError, match="a process has kept the others waiting"):
         run_processes(long_step, 2, timeout=SECOND)
 
@@ -189,18 +197,18 @@ def noting(number, caught):
     signal.signal(number, lambda *_: caught.append(number))
 
 
-def ask_to_stop(processes, number, handlers):
+def ask_to_stop(number, handlers):
     """The first sends a signal to the parent; those in `handlers` note it, as training does."""
     caught = []
-    if processes.rank in handlers:
+    if get_rank() in handlers:
         noting(number, caught)
-    processes.gather(None)
-    if processes.first:
+    gather(None)
+    if is_rank0():
         os.kill(os.getppid(), number)
     end = time.monotonic() + 60
     while not caught and time.monotonic() < end:
         time.sleep(0.01)
-    return processes.gather((caught, os.getpgid(0) == os.getpid()))
+    return gather((caught, os.getpgid(0) == os.getpid()))
 
 
 SIGNALS = pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1"])
@@ -223,10 +231,10 @@ def test_a_signal_that_only_one_of_them_notes_ends_all():
         run_processes(ask_to_stop, 2, signal.SIGTERM, (0,))
 
 
-def ask_twice(processes):
+def ask_twice():
     noting(signal.SIGINT, caught := [])
-    processes.gather(None)
-    while processes.first:
+    gather(None)
+    while is_rank0():
         os.kill(os.getppid(), signal.SIGINT)
         while not caught:
             time.sleep(0.01)
@@ -274,4 +282,13 @@ def test_processes_of_a_machine_share_its_cores(env, threads, monkeypatch):
 def test_devices():
     assert device_of(3, "cpu") == torch.device("cpu")
     assert device_of(3, "cuda") == torch.device("cuda", 3)
-    assert Processes().first and not Processes(1, 2).first
+
+
+def rank_alone():
+    with distributed.alone():
+        inside = get_rank(), distributed.get_world_size(), gather("mine")
+    return all_gather((inside, get_rank(), distributed.get_world_size()))
+
+
+def test_one_of_them_can_work_as_if_alone():
+    assert run_processes(rank_alone, 2) == [((0, 1, ["mine"]), rank, 2) for rank in (0, 1)]

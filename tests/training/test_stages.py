@@ -96,7 +96,7 @@ def test_looking_ahead_is_silent_and_taken_back(options):
         drawn.append(batches(1, size=8))
         return drawn[-1]
 
-    with G_main.within(draw):
+    with G_main.context(draw):
         assert len(drawn) == 3
         D = zip(state.D.parameters(), before.D.parameters(), strict=True)
         assert any((a != b).any() for a, b in D)
@@ -113,7 +113,7 @@ def test_looking_ahead_is_silent_and_taken_back(options):
     assert not observed, "ADA does not see steps that are taken back"
     assert sorted(set(reported)) == sorted(reported), "each name once: of the step of G alone"
     assert not {"Loss/D/loss", "Loss/grad_norm/Dmain"} & set(reported)
-    assert [phase.within(draw) for phase in others] and len(drawn) == 4
+    assert [phase.context(draw) for phase in others] and len(drawn) == 4
 
 
 def test_stages_share_networks_and_set_their_learning_rates(state):

@@ -42,14 +42,14 @@ def selected() -> str:
     return _mode
 
 
-def uses_native(x, impl: str, pays_on_cpu: bool = True) -> bool:
+def uses_native(x, impl: str, faster_on_cpu: bool = True) -> bool:
     """Whether an operator that is given the tensor `x` runs natively.
 
     Args:
         x: tensor.
         impl: argument of the operator: 'cuda' is native where available, 'ref' is plain PyTorch.
-        pays_on_cpu: whether the native operator is measurably the faster one on the CPU; where not,
-            mode 'auto' does without it there.
+        faster_on_cpu: whether the native operator is measurably the faster one on the CPU; where
+            not, mode 'auto' does without it there.
 
     Raises:
         NativeUnavailableError: the mode is 'native' and the operators cannot be had.
@@ -62,7 +62,7 @@ def uses_native(x, impl: str, pays_on_cpu: bool = True) -> bool:
         return False
     if not x.is_floating_point():
         return False
-    if _mode == "auto" and device_type == "cpu" and not pays_on_cpu:
+    if _mode == "auto" and device_type == "cpu" and not faster_on_cpu:
         return False
     return _ready.get(device_type) or _load(_mode, device_type)
 

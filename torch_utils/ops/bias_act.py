@@ -83,7 +83,7 @@ def bias_act(  # noqa: PLR0913 - the operator's established signature
     alpha = spec.def_alpha if alpha is None else alpha
     gain = spec.def_gain if gain is None else gain
     b = None if b is None else b.to(x.dtype)
-    native = backend.uses_native(x, impl, pays_on_cpu=_pays_on_cpu(x, act))
+    native = backend.uses_native(x, impl, faster_on_cpu=_pays_on_cpu(x, act))
     function = torch.ops.coopinit.bias_act if native else _bias_act_ref
     return function(x, b, dim, act, alpha, gain, clamp)
 

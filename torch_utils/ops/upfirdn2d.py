@@ -107,7 +107,7 @@ def upfirdn2d(  # noqa: PLR0913 - the operator's established signature
         raise ValueError(f"images must have shape [N, C, H, W], not {list(x.shape)}")
     up, down, padding = parse_scaling(up), parse_scaling(down), parse_padding(padding)
     _check_size(x, f, up, padding)
-    native = backend.uses_native(x, impl, pays_on_cpu=not _is_small(x, down))
+    native = backend.uses_native(x, impl, faster_on_cpu=not _is_small(x, down))
     # The native operator has no gradient of the filter, which is a constant everywhere here.
     native = native and not (f is not None and f.requires_grad)
     filter_channels = _filter_channels_native if native else _filter_channels_ref

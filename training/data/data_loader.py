@@ -81,7 +81,8 @@ class RealImages:
         self._position = 0  # images that all processes have taken; what is held ready is not
         self._batches = None
         self._ahead = None  # the next batch
-        self.news = []  # texts about damaged images that nobody has heard of; or why there is none
+        # Texts about damaged images that nobody has heard of; or why there is no next batch.
+        self.pending_damage = []
 
     def state_dict(self):
         """How far the stream has been drawn, and what was left out."""
@@ -114,8 +115,8 @@ class RealImages:
 
     def __next__(self):
         self.draw_ahead()
-        if self.news:
-            self.learn([self.news])
+        if self.pending_damage:
+            self.merge_damage([self.pending_damage])
         (images, labels), self._ahead = self._ahead, None
         self._position += self._batch
         images = images.to(self._device, non_blocking=True).to(torch.float32) / 127.5 - 1
@@ -131,19 +132,19 @@ class RealImages:
         try:
             images, labels, damage = self._draw()
         except DatasetError as error:
-            self.news = [Fatal(error)]
+            self.pending_damage = [Fatal(error)]
             return
         self._ahead = images, labels
-        self.news = [text for text in damage if text and text not in self._damage.known]
+        self.pending_damage = [text for text in damage if text and text not in self._damage.known]
 
-    def learn(self, news):
+    def merge_damage(self, news):
         """Take the `news` of all processes into account, a list for each.
 
         Raises:
             DatasetError: One of them has no next batch, or too many images are damaged; the same
                 in all processes.
         """
-        self.news = []
+        self.pending_damage = []
         texts = [text for of_one in news for text in of_one]
         if fatal := [text for text in texts if isinstance(text, Fatal)]:
             raise DatasetError(fatal[0])

@@ -21,12 +21,12 @@ def processes_started_together(given):
     """Context in which this process can talk to those that torchrun has started, if it has."""
     from torch.distributed import DistError
 
-    from torch_utils.distributed import Processes, joined_by_torchrun, under_torchrun
+    from torch_utils import distributed
     from training.launch.session import show_messages
 
-    if not under_torchrun():
+    if not distributed.under_torchrun():
         show_messages()
-        yield Processes()
+        yield
         return
     device = machine_settings(given)["device"]
     minutes = given.get("timeout_minutes", TrainingConfig.timeout_minutes)
@@ -34,21 +34,21 @@ def processes_started_together(given):
         raise click.UsageError(problem)
     with contextlib.ExitStack() as stack:
         try:
-            joined = joined_by_torchrun(device, timedelta(minutes=minutes))
-            processes = stack.enter_context(joined)
+            joined = distributed.joined_by_torchrun(device, timedelta(minutes=minutes))
+            stack.enter_context(joined)
         except (OSError, DistError) as error:
             raise click.ClickException(
                 f"cannot meet the other processes: {last_line(error)}"
             ) from error
-        show_messages(processes.first)
-        if given.setdefault("gpus", processes.count) != processes.count:
+        show_messages(distributed.is_rank0())
+        if given.setdefault("gpus", distributed.get_world_size()) != distributed.get_world_size():
             raise click.UsageError(
-                f"--gpus={given['gpus']}, but torchrun started {processes.count} processes: leave "
-                "it out"
+                f"--gpus={given['gpus']}, but torchrun started {distributed.get_world_size()} "
+                "processes: leave it out"
             )
-        if not processes.first:
+        if not distributed.is_rank0():
             stack.enter_context(silence())
-        yield processes
+        yield
 
 
 @contextlib.contextmanager
@@ -113,45 +113,55 @@ def is_run(resume):
     return resume == "latest" or (resume is not None and Path(resume).is_dir())
 
 
-def reopen(processes, outdir, given):
+def reopen(outdir, given):
     """The run that --resume means: (folder, settings, data set, lines to print about it)."""
-    from training.run.checkpoint import StateError
-    from training.run.continuation import changed_settings, find_run, read_settings
+    from torch_utils import distributed
+    from training.run.checkpoint import CheckpointError
+    from training.run.resume import changed_settings, find_run, read_settings
 
     given = dict(given)
     try:
         resume = given.pop("resume")
-        run_dir, lines = processes.of_first(lambda: find_run(outdir, resume, given.get("kimg")))
+        run_dir, lines = distributed.broadcast_from_rank0(
+            lambda: find_run(outdir, resume, given.get("kimg"))
+        )
         before = read_settings(run_dir)
         given = {"device": before.device, "gpus": before.gpus} | given
         config, changes = changed_settings(run_dir, machine_settings(given))
-    except StateError as error:
+    except CheckpointError as error:
         raise click.ClickException(str(error)) from error
     except ConfigError as error:
         raise click.UsageError(str(error)) from error
     return run_dir, config, open_dataset(dataclasses.asdict(config)), [*lines, *changes]
 
 
-def run(processes, job):
+def run(job):
     """Train in a run folder; errors that a user can mend end in one line."""
     from dnnlib.full_disk import FULL
-    from torch_utils.distributed import WorkerError, run_processes
+    from torch_utils import distributed
+    from torch_utils.spawn import WorkerError, run_processes
     from training.data.image_files import DatasetError
     from training.launch.session import train_job, train_spawned_job
     from training.monitor.diagnostics import SymptomError
     from training.monitor.divergence import DivergenceError
-    from training.run.checkpoint import StateError
+    from training.run.checkpoint import CheckpointError
     from training.run.consistency import ConsistencyError
     from training.run.run_dir import is_unused
     from training.transfer import TransferError
 
     expected = (
-        TransferError, DatasetError, DivergenceError, SymptomError, StateError, ConsistencyError,
-        WorkerError, OSError,
-    )  # fmt: skip
+        TransferError,
+        DatasetError,
+        DivergenceError,
+        SymptomError,
+        CheckpointError,
+        ConsistencyError,
+        WorkerError,
+        OSError,
+    )
     config, run_dir = job.config, job.run_dir
     outcome = None
-    spawn = config.gpus > 1 and processes.count == 1
+    spawn = config.gpus > 1 and distributed.get_world_size() == 1
     try:
         if spawn:
             job = job._replace(networks=None)  # cannot be pickled; each process reads them
@@ -160,30 +170,28 @@ def run(processes, job):
                 train_spawned_job, config.gpus, job, device=config.device, timeout=timeout
             )
         else:
-            outcome = train_job(processes, job)
+            outcome = train_job(job)
     except expected as error:
-        spawned = isinstance(error, WorkerError)
-        kinds = error.kinds if spawned else [type(error).__name__]
-        way_out = how_to_go_on(run_dir) if DivergenceError.__name__ in kinds else ""
+        way_out = how_to_go_on(run_dir) if isinstance(error, DivergenceError) else ""
         if getattr(error, "errno", None) in FULL:
             way_out = f"; make room at '{run_dir.parent}' and give the same command again"
         refusal = click.ClickException(last_line(error) + way_out)
-        if spawned and not {known.__name__ for known in expected}.intersection(kinds):
+        if isinstance(error, WorkerError) and error.traceback:
             click.echo(error.traceback, err=True)
-        refusal.exit_code = 3 if SymptomError.__name__ in kinds else 1
+        refusal.exit_code = 3 if isinstance(error, SymptomError) else 1
         raise refusal from error
     finally:
-        if outcome is None and processes.first and not job.goes_on and is_unused(run_dir):
+        if outcome is None and distributed.is_rank0() and not job.resuming and is_unused(run_dir):
             shutil.rmtree(run_dir, ignore_errors=True)
     say_how_it_ended(outcome, run_dir)
 
 
 def how_to_go_on(run_dir):
     """What may be done after a run has diverged: the same again would diverge again."""
-    from training.run.checkpoint import find_states
+    from training.run.checkpoint import find_checkpoints
     from training.snapshot import find_snapshots
 
-    states, snapshots = find_states(run_dir), find_snapshots(run_dir)
+    states, snapshots = find_checkpoints(run_dir), find_snapshots(run_dir)
     if not (states and snapshots):
         return ""
     kimg = int(snapshots[-1].stem.rpartition("-")[2])  # of the last good networks

@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 
 import torch
 
+from torch_utils import distributed
 from training.data.image_cache import cache_images
-from training.run.checkpoint import find_states
-from training.run.continuation import changes, read_settings, take_up, write_settings
+from training.run.checkpoint import find_checkpoints
+from training.run.resume import changes, read_settings, restore, write_settings
 from training.run.run_dir import lock_run, log_to
 from training.settings.config import TrainingConfig
 from training.training_loop import TrainingRun
@@ -27,7 +28,7 @@ class Job(NamedTuple):
     config: TrainingConfig
     dataset: Any  # the opened `ImageFolderDataset`
     run_dir: Path
-    goes_on: bool = False  # from the newest state in run_dir
+    resuming: bool = False  # from the newest state in run_dir
     networks: dict | None = None  # of --resume, where they have been read already
     open_measure: Callable | None = None  # returns what measures snapshots
 
@@ -48,49 +49,50 @@ def show_messages(first=True):
         logging.getLogger(name).setLevel(logging.INFO if first else logging.WARNING)
 
 
-def train_job(processes, job):
+def train_job(job):
     """Train to the end of the run, or until a signal; the task of each of its processes.
 
     Args:
-        processes: Which of them this is.
         job: What to do.
 
     Returns:
         Its `Outcome`.
 
     Raises:
-        Whatever `TrainingRun`, `lock_run` and `take_up` raise.
+        Whatever `TrainingRun`, `lock_run` and `restore` raise.
     """
     config, run_dir = job.config, Path(job.run_dir)
     with contextlib.ExitStack() as stack:
-        processes.on_first(lambda: _enter(stack, run_dir))
+        distributed.run_on_rank0(lambda: _enter(stack, run_dir))
         continued = None
-        if job.goes_on:
-            continued = processes.of_first(lambda: take_up(run_dir, config, job.dataset))
+        if job.resuming:
+            continued = distributed.broadcast_from_rank0(
+                lambda: restore(run_dir, config, job.dataset)
+            )
         if config.cache:
-            processes.first_alone(lambda: cache_images(job.dataset))
+            distributed.rank0_first(lambda: cache_images(job.dataset))
         networks = job.networks
         if networks is None and config.resume is not None and continued is None:
-            networks = processes.first_alone(lambda: read_snapshot(config.resume))
-        measure = processes.on_first(lambda: job.open_measure and job.open_measure())
-        own = dataclasses.replace(config, device=_own_device(processes, config.device))
-        run = TrainingRun(own, job.dataset, run_dir, networks, continued, processes, measure)
+            networks = distributed.rank0_first(lambda: read_snapshot(config.resume))
+        measure = distributed.run_on_rank0(lambda: job.open_measure and job.open_measure())
+        own = dataclasses.replace(config, device=_own_device(config.device))
+        run = TrainingRun(own, job.dataset, run_dir, networks, continued, measure)
         del continued  # as large as what has been made of it
-        if processes.first:
+        if distributed.is_rank0():
             print(f"Run folder: {run_dir}", flush=True)  # the log lies in it
             if changed := changes(read_settings(run_dir), config):
                 logger.info("Changed settings: %s", "; ".join(changed))
             write_settings(run_dir, config)
         run.train()
-    states = find_states(run_dir) if processes.first else []
+    states = find_checkpoints(run_dir) if distributed.is_rank0() else []
     saved = states[0].nimg / 1e3 if states else None
     return Outcome(run.done, run.interruption.name, run.state.nimg / 1e3, saved)
 
 
-def train_spawned_job(processes, job):
+def train_spawned_job(job):
     """`train_job` in a new process, which has to be told what to say first."""
-    show_messages(processes.first)
-    return train_job(processes, job)
+    show_messages(distributed.is_rank0())
+    return train_job(job)
 
 
 def _enter(stack, run_dir):
@@ -99,7 +101,7 @@ def _enter(stack, run_dir):
     stack.enter_context(log_to(run_dir / "log.txt"))
 
 
-def _own_device(processes, device):
+def _own_device(device):
     """A GPU for each process of a machine; joining the others has chosen it."""
-    several = processes.count > 1 and torch.device(device).type == "cuda"
+    several = distributed.get_world_size() > 1 and torch.device(device).type == "cuda"
     return f"cuda:{torch.cuda.current_device()}" if several else device

@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from torch_utils.distributed import Processes
+from torch_utils import distributed
 
 # Images live in [-1, 1]: sane chains move them by less than 2 (rms), and the paper's literal noise
 # alone by 4.5. Chains that run away pass any limit at once: 1e5 was seen four kimg after 0.2.
@@ -38,13 +38,11 @@ class DivergenceGuard:
         state: The `TrainingState` to watch.
         parts: What goes back once, together, instead of an error: objects with state_dict() and
             load_state_dict(), `state` among them; empty: nothing does, and only networks are kept.
-        processes: Those that train together; what breaks in one of them is seen by all.
     """
 
-    def __init__(self, state, parts=(), processes=None):
+    def __init__(self, state, parts=()):
         self._watched = state
         self._parts = parts
-        self._processes = processes or Processes()
         self._remember()
 
     def state_dict(self):
@@ -76,7 +74,7 @@ class DivergenceGuard:
             DivergenceError: A loss or a weight is not finite, scores are beyond all bounds, or the
                 Langevin chains leave the image range. The networks are those of the last good tick.
         """
-        broken = self._processes.any(*_broken(self._watched))
+        broken = distributed.any_rank(*_broken(self._watched))
         names = [name for name, is_broken in zip(WATCHED, broken, strict=True) if is_broken]
         symptoms = [*_symptoms(stats), *(f"weights of {name} not finite" for name in names)]
         if not symptoms:
@@ -90,7 +88,7 @@ class DivergenceGuard:
         if self._rest and state.lr_factor == 1:
             self._go_back(state)
             logger.log(
-                logging.WARNING if self._processes.first else logging.DEBUG,
+                logging.WARNING if distributed.is_rank0() else logging.DEBUG,
                 "Warning: %s; going on from kimg %.1f with %g times the learning rates.",
                 told, state.nimg / 1e3, state.lr_factor,
             )  # fmt: skip

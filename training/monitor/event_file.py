@@ -28,7 +28,7 @@ class EventFile:
         self._path = Path(run_dir) / f"events.out.tfevents.{name}"
 
     def write(self, values, step):
-        """Append numbers {name: value}, but for those that are not finite.
+        """Append numbers {name: value}, except for those that are not finite.
 
         Raises:
             OSError: The disk is full; nothing was written.

@@ -42,18 +42,18 @@ def metric_of(path):
     return Path(path).stem.removeprefix("metric-").partition("@")[0]
 
 
-def forget_measurements(path, size, kimg, unmeasured=None):
+def forget_measurements(path, size, kimg, pending_evaluation=None):
     """Of what was appended beyond `size` bytes, take away what is of snapshots after `kimg`.
 
-    So is what is of the snapshot of the name `unmeasured`. Other lines stay: calc_metrics.py
-    appends what it measures, too.
+    So is what is of the snapshot of the name `pending_evaluation`. Other lines stay:
+    calc_metrics.py appends what it measures, too.
     """
 
     def stays(line):
         record = _record(line)
         measured = _kimg(record)
         is_lost = measured is not None and measured > kimg
-        again = unmeasured is not None and record.get("snapshot_pkl") == unmeasured
+        again = pending_evaluation is not None and record.get("snapshot_pkl") == pending_evaluation
         return line.endswith(b"\n") and not (is_lost or again)
 
     data = Path(path).read_bytes()

@@ -165,13 +165,13 @@ class Reporter:
     def went_back(self, nimg):
         """Call when training goes on from `nimg` images again."""
         self._tick_nimg = nimg
-        self.maintained()
+        self.maintenance()
 
     def metrics(self, values, nimg):
         """Write numbers {name: value} that were measured of a snapshot to TensorBoard."""
         self._write_events({f"Metrics/{name}": value for name, value in values.items()}, nimg)
 
-    def maintained(self):
+    def maintenance(self):
         """Call when the work between two ticks (snapshots, images) is over."""
         now = time.monotonic()
         self._maintenance += now - self._tick_start

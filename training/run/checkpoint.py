@@ -1,4 +1,4 @@
-"""Training states on disk: written beside training, checked, and read again.
+"""Checkpoints on disk: written beside training, checked, and read again.
 
 A state is a file of `torch.save` that `torch.load(..., weights_only=True)` reads. Its name holds
 which save of the run it is, the images seen, and the start of its SHA-256, so that a damaged file
@@ -23,71 +23,71 @@ from dnnlib.util import first_line
 FORMAT = 1
 KEPT = 2
 ATTEMPTS = 3  # failed saves in a row that end a run
-_NAME = re.compile(r"training-state-(\d{6,})-(\d{9,})-([0-9a-f]{16})\.pt")
+_NAME = re.compile(r"checkpoint-(\d{6,})-(\d{9,})-([0-9a-f]{16})\.pt")
 _CHUNK = 1 << 20
 
 logger = logging.getLogger(__name__)
 
 
-class StateError(RuntimeError):
-    """A training state cannot be written or read; the message says what to do."""
+class CheckpointError(RuntimeError):
+    """A checkpoint cannot be written or read; the message says what to do."""
 
 
-class StateFile(NamedTuple):
-    """A training state by its name; sorts by age."""
+class CheckpointFile(NamedTuple):
+    """A checkpoint by its name; sorts by age."""
 
     number: int  # of the saves of the run
     nimg: int  # images seen; a run that has diverged may have gone back
     path: Path
 
 
-def find_states(run_dir):
-    """The training states of a run folder as `StateFile`, the newest first; unread."""
+def find_checkpoints(run_dir):
+    """The checkpoints of a run folder as `CheckpointFile`, the newest first; unread."""
     found = []
-    for path in Path(run_dir).glob("training-state-*.pt"):
+    for path in Path(run_dir).glob("checkpoint-*.pt"):
         if name := _NAME.fullmatch(path.name):
-            found.append(StateFile(int(name[1]), int(name[2]), path))
+            found.append(CheckpointFile(int(name[1]), int(name[2]), path))
     return sorted(found, reverse=True)
 
 
-def read_newest_state(run_dir):
+def read_newest_checkpoint(run_dir):
     """The newest state of a run folder that is whole; each that is not is named in a warning.
 
     Returns:
         (path, content).
 
     Raises:
-        StateError: There is none.
+        CheckpointError: There is none.
     """
-    for state in find_states(run_dir):
+    for state in find_checkpoints(run_dir):
         try:
-            return state.path, read_state(state.path)
-        except StateError as error:
+            return state.path, read_checkpoint(state.path)
+        except CheckpointError as error:
             logger.warning("Warning: %s; looking for the state before it.", error)
-    raise StateError(
-        f"'{run_dir}' holds no training state that can be used; start a new run: with --restart, "
+    raise CheckpointError(
+        f"'{run_dir}' holds no checkpoint that can be used; start a new run: with --restart, "
         "without --resume"
     )
 
 
-def read_state(path):
-    """The content of a training state, tensors on the CPU.
+def read_checkpoint(path):
+    """The content of a checkpoint, tensors on the CPU.
 
     Raises:
-        StateError: The file is truncated, damaged, or of another version.
+        CheckpointError: The file is truncated, damaged, or of another version.
     """
     path = Path(path)
     try:
         if not is_whole(path):
-            raise StateError(f"'{path.name}' is truncated or damaged (its checksum is wrong)")
+            raise CheckpointError(f"'{path.name}' is truncated or damaged (its checksum is wrong)")
         _check_sizes(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except StateError:
+    except CheckpointError:
         raise
     except Exception as error:  # damaged files can make a reader raise anything
-        raise StateError(f"'{path.name}' cannot be read ({first_line(error)})") from error
+        raise CheckpointError(f"'{path.name}' cannot be read ({first_line(error)})") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise StateError(f"'{path.name}' is no training state of this version")
+        raise CheckpointError(f"'{path.name}' is no checkpoint of this version")
     return content
 
 
@@ -104,17 +104,17 @@ def _check_sizes(path):
     """torch.save() packs nothing; what unpacks to more than the file holds was made by others."""
     with zipfile.ZipFile(path) as archive:
         if sum(member.file_size for member in archive.infolist()) > path.stat().st_size:
-            raise StateError(f"'{path.name}' unpacks to more than it holds; it is not used")
+            raise CheckpointError(f"'{path.name}' unpacks to more than it holds; it is not used")
 
 
-def write_state(run_dir, number, nimg, content):
-    """Write a training state to disk, read it back, and give it its name.
+def write_checkpoint(run_dir, number, nimg, content):
+    """Write a checkpoint to disk, read it back, and give it its name.
 
     Args:
         run_dir: The run folder.
         number: Which save of the run it is.
         nimg: Images seen.
-        content: What `StateWriter.save` takes, with its format.
+        content: What `CheckpointWriter.save` takes, with its format.
 
     Returns:
         Its path. An error leaves nothing behind.
@@ -122,7 +122,7 @@ def write_state(run_dir, number, nimg, content):
     Raises:
         OSError: It cannot be written, or reads back as something else.
     """
-    part = Path(run_dir) / f".training-state-{secrets.token_hex(8)}.part"
+    part = Path(run_dir) / f".checkpoint-{secrets.token_hex(8)}.part"
     try:
         with open(part, "xb") as file:
             writer = _HashingWriter(file)
@@ -133,7 +133,7 @@ def write_state(run_dir, number, nimg, content):
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         if _digest(part) != writer.digest():
             raise OSError(errno.EIO, "it reads back as something else")
-        path = part.with_name(f"training-state-{number:06d}-{nimg:09d}-{writer.digest()}.pt")
+        path = part.with_name(f"checkpoint-{number:06d}-{nimg:09d}-{writer.digest()}.pt")
         os.replace(part, path)
         _sync(path.parent)  # a rename is on disk when its folder is
         return path
@@ -202,7 +202,7 @@ def copy_to_cpu(tree):
     return tree
 
 
-class StateWriter:
+class CheckpointWriter:
     """Writes the states of one run in a thread; training waits only while they are copied.
 
     The `KEPT` newest that this class has seen whole stay, all others are removed once a newer one
@@ -216,7 +216,7 @@ class StateWriter:
     def __init__(self, run_dir, continued=None):
         self._run_dir = Path(run_dir)
         self._whole = [] if continued is None else [Path(continued)]
-        self._number = max((state.number for state in find_states(run_dir)), default=0)
+        self._number = max((state.number for state in find_checkpoints(run_dir)), default=0)
         self._thread = None
         self._error = None
         self._failed = 0
@@ -237,7 +237,7 @@ class StateWriter:
             content: Nested dicts, lists and tuples of tensors and plain values.
 
         Raises:
-            StateError: `ATTEMPTS` saves in a row have failed.
+            CheckpointError: `ATTEMPTS` saves in a row have failed.
         """
         self.wait()
         content = copy_to_cpu({"format": FORMAT, **content})
@@ -256,16 +256,16 @@ class StateWriter:
         if reason is None:
             return
         if self._failed >= ATTEMPTS:
-            raise self._stop(f"{self._failed} saves of the training state in a row have failed")
+            raise self._stop(f"{self._failed} saves of the checkpoint in a row have failed")
         logger.warning(
-            "Warning: the training state could not be saved (%s); trying again at the next save.",
+            "Warning: the checkpoint could not be saved (%s); trying again at the next save.",
             reason,
         )
 
     def finish(self):
-        """Wait for the last save of a run; raises StateError where it failed."""
+        """Wait for the last save of a run; raises CheckpointError where it failed."""
         if self._join() is not None:
-            raise self._stop("the last training state could not be saved")
+            raise self._stop("the last checkpoint could not be saved")
 
     def _join(self):
         """Wait for the thread; returns why its save failed, or None."""
@@ -279,7 +279,7 @@ class StateWriter:
         return self._reason
 
     def _stop(self, what):
-        return StateError(
+        return CheckpointError(
             f"{what} ({self._reason}); make room at '{self._run_dir}' and give the same command "
             f"again: it goes on from {self._newest()}"
         )
@@ -291,9 +291,9 @@ class StateWriter:
         try:
             for name in content.get("journals", ()):  # the state counts on what they hold
                 _sync(self._run_dir / name)
-            path = write_state(self._run_dir, self._number, nimg, content)
+            path = write_checkpoint(self._run_dir, self._number, nimg, content)
             self._whole = [*self._whole[-(KEPT - 1) :], path]
-            for state in find_states(self._run_dir):
+            for state in find_checkpoints(self._run_dir):
                 if state.path not in self._whole:
                     state.path.unlink(missing_ok=True)
         except OSError as error:

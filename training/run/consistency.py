@@ -2,6 +2,7 @@
 
 import torch
 
+from torch_utils import distributed
 from torch_utils.misc import params_and_buffers
 
 CHUNK = 1 << 20  # words at a time: 16 MiB of memory, however large a tensor is
@@ -12,20 +13,19 @@ class ConsistencyError(RuntimeError):
     """Processes have come apart; the message names the first tensor that differs, and where."""
 
 
-def check_consistency(processes, nets):
+def check_consistency(nets):
     """Compare the networks of all processes; they call this together.
 
     Args:
-        processes: Which of them this is.
         nets: Modules by name.
 
     Raises:
         ConsistencyError: On all of them.
     """
-    if processes.count == 1:
+    if distributed.get_world_size() == 1:
         return
-    gathered = processes.gather(checksums(nets))
-    if problem := processes.of_first(lambda: _difference(gathered)):
+    gathered = distributed.gather(checksums(nets))
+    if problem := distributed.broadcast_from_rank0(lambda: _difference(gathered)):
         raise ConsistencyError(problem)
 
 
@@ -66,6 +66,6 @@ def _difference(gathered):
             return (
                 f"the networks of the processes have come apart: {name} of process {ranks} is not "
                 "that of process 0, which hints at a faulty GPU or at processes of different "
-                "versions; the newest training state is older than that, or as process 0 had it"
+                "versions; the newest checkpoint is older than that, or as process 0 had it"
             )
     return None

@@ -1,4 +1,4 @@
-"""The random number generators of a process, as a part of a training state."""
+"""The random number generators of a process, as a part of a checkpoint."""
 
 import random
 

@@ -103,7 +103,7 @@ def job_of(run_dir):
 
 def is_unused(run_dir):
     """Whether nothing was made of a run but its folder, its settings and its log."""
-    made = ("*.png", "*.pkl", "training-state-*.pt")
+    made = ("*.png", "*.pkl", "checkpoint-*.pt")
     return not any(path for pattern in made for path in Path(run_dir).glob(pattern))
 
 

@@ -21,7 +21,7 @@ OF_THE_MACHINE = (
     "ops", "snap", "save_minutes", "timeout_minutes", "metrics", "detector", "keep",
     "on_divergence",
 )  # fmt: skip
-# With other values of these a training state does not fit, or means something else.
+# With other values of these a checkpoint does not fit, or means something else.
 FIXED = (
     "cfg", "resolution", "cond", "subset", "mirror", "seed", "z_dim", "w_dim", "mapping_layers",
     "g_scale", "d_scale", "channel_max", "g_arch", "d_arch", "sn", "freezed", "aug", "p", "augpipe",
@@ -61,7 +61,7 @@ class TrainingConfig:
     # Length, batch, randomness
     cfg: str = setting("name of the preset", "auto")
     kimg: int = setting("length of the run")
-    batch: int = setting("images an iteration, all processes together")
+    batch: int = setting("images per iteration, all processes together")
     batch_gpu: int = setting("images a forward pass; larger batches accumulate gradients")
     gpus: int = setting("processes on this machine; torchrun says it by itself", 1)
     timeout_minutes: float = setting(
@@ -70,7 +70,7 @@ class TrainingConfig:
     seed: int = setting("seed of every random number", 0)
     snap: int = setting("ticks, of 4 kimg each, between snapshots", 50)
     save_minutes: float = setting(
-        "minutes between training states, by which a run that is stopped goes on", 10.0
+        "minutes between checkpoints, by which a run that is stopped goes on", 10.0
     )
     on_divergence: str = setting(
         "stop, or restore: go back to the last good tick once, with half the learning rates", "stop"
@@ -87,7 +87,7 @@ class TrainingConfig:
         None,
     )
     detector: str | None = setting(
-        "network in place of the metrics' standard ones: TorchScript file, URL or torch-fidelity",
+        "network instead of the metrics' standard ones: TorchScript file, URL or torch-fidelity",
         None,
     )
 
@@ -241,7 +241,7 @@ class TrainingConfig:
         ]
 
     def fixed_differences(self, other):
-        """Options of settings with which `other` cannot take up the training state of this run."""
+        """Options of settings with which `other` cannot take up the checkpoint of this run."""
         return [flag(name) for name in FIXED if getattr(self, name) != getattr(other, name)]
 
     def changed(self, options):

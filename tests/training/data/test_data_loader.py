@@ -347,7 +347,7 @@ def test_a_batch_that_is_held_ready_is_not_taken(dataset):
     with loader(dataset) as batches:
         batches.draw_ahead()
         batches.draw_ahead()
-        assert batches.state_dict()["position"] == 0 and batches.news == []
+        assert batches.state_dict()["position"] == 0 and batches.pending_damage == []
         for batch in expected:
             assert all(map(torch.equal, next(batches), batch))
         assert batches.state_dict()["position"] == 16
@@ -357,17 +357,17 @@ def test_processes_learn_from_each_other_what_is_damaged(tmp_path, caplog):
     data = ImageFolderDataset(tiny.write_data(tmp_path / "many.zip", count=300))
     first, other = (RealImages(data, tiny.config(gpus=2, batch=8), CPU, rank) for rank in (0, 1))
     for process in (first, other):
-        process.learn([["a is damaged"], ["b is damaged", "a is damaged"]])
+        process.merge_damage([["a is damaged"], ["b is damaged", "a is damaged"]])
     known = ["a is damaged", "b is damaged"]
     assert first.state_dict()["damaged"] == other.state_dict()["damaged"] == known
     assert len(caplog.records) == 2, "the first one speaks for all"
     for process in (first, other):
         with pytest.raises(DatasetError, match="^4 of 300 images are damaged, the latest: d$"):
-            process.learn([["c"], ["d"]])
+            process.merge_damage([["c"], ["d"]])
     again = loader(data)
     again.load_state_dict(first.state_dict())
     with pytest.raises(DatasetError, match="^4 of 300"):  # starting again is no way around
-        again.learn([["d"]])
+        again.merge_damage([["d"]])
 
 
 def test_one_process_without_a_batch_ends_all(dataset, monkeypatch):
@@ -377,7 +377,7 @@ def test_one_process_without_a_batch_ends_all(dataset, monkeypatch):
     alone, other = loader(dataset), loader(dataset)
     monkeypatch.setattr(RealImages, "_draw", fail)
     alone.draw_ahead()
-    news = pickle.loads(pickle.dumps([[], alone.news]))  # as between processes
+    news = pickle.loads(pickle.dumps([[], alone.pending_damage]))  # as between processes
     for process in (alone, other):
         with pytest.raises(DatasetError, match="^nothing can be read$"):
-            process.learn(news)
+            process.merge_damage(news)

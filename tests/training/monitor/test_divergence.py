@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from tests import tiny
+from torch_utils import distributed
 from training.dataset import ImageFolderDataset
 from training.monitor.divergence import DivergenceError, DivergenceGuard, finite_networks
 from training.state import create_state
@@ -63,26 +64,21 @@ def test_the_last_good_networks_are_restored_and_saved(state):
     assert saved == [(8000, True)]
 
 
-def test_one_process_warns(state, caplog):
-    class Second:
-        first = False
-
-        def any(self, *broken):
-            return broken
-
-    guard = DivergenceGuard(state, [state], processes=Second())
+def test_one_process_warns(state, caplog, monkeypatch):
+    monkeypatch.setattr(distributed, "get_rank", lambda: 1)
+    guard = DivergenceGuard(state, [state])
     train(state, math.nan, nimg=4000)
     assert guard.check("cooperative", SANE, never)
     assert not [r for r in caplog.records if r.levelname == "WARNING"]
 
 
-def test_what_breaks_in_another_process_is_seen(state):
-    class Other:
-        def any(self, *broken):
-            assert broken == (False, False)
-            return [False, True]
+def test_what_breaks_in_another_process_is_seen(state, monkeypatch):
+    def any_rank(*broken):
+        assert broken == (False, False)
+        return [False, True]
 
-    guard = DivergenceGuard(state, processes=Other())
+    monkeypatch.setattr(distributed, "any_rank", any_rank)
+    guard = DivergenceGuard(state)
     with pytest.raises(DivergenceError, match="weights of D not finite"):
         guard.check("cooperative", SANE, lambda: None)
 

@@ -75,7 +75,7 @@ def test_a_tick_in_stats_jsonl(reporter, stats, tmp_path):
         pass
     stats.report("Loss/G/loss", torch.tensor([1.0, 3.0]))
     collected = reporter.end_tick(32, "cooperative", augment_p=0.25)
-    reporter.maintained()
+    reporter.maintenance()
     reporter.end_tick(4032, "adversarial")
     first, second = lines(tmp_path)
     assert first["Loss/G/loss"] == {"num": 2, "mean": 2.0, "std": 1.0} == collected["Loss/G/loss"]

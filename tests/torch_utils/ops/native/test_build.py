@@ -22,7 +22,7 @@ needs_compiler = pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ 
 
 @pytest.fixture
 def tiny(tmp_path, monkeypatch):
-    """An empty cache, and a tiny source in place of the operators; returns the folder of both."""
+    """An empty cache, and a tiny source instead of the operators; returns the folder of both."""
     source = tmp_path / "src"
     source.mkdir()
     (source / "cpu_tiny.cpp").write_text(TINY)

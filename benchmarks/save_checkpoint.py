@@ -1,7 +1,7 @@
-"""What saving training states costs a run.
+"""What saving checkpoints costs a run.
 
-    python benchmarks/save_state.py --cfg=digits --resolution=16 --channels=1
-    python benchmarks/save_state.py --cfg=cifar --gamma=0 --device=cuda --save=results.json
+    python benchmarks/save_checkpoint.py --cfg=digits --resolution=16 --channels=1
+    python benchmarks/save_checkpoint.py --cfg=cifar --gamma=0 --device=cuda --save=results.json
 
 Takes every option of train.py that says how to train. Images are random. Blocks of the same
 iterations, one with a save and one without, alternate, so that a noisy machine is the same for
@@ -33,7 +33,7 @@ import torch  # noqa: E402
 import train  # noqa: E402
 from benchmarks.train_step import processor  # noqa: E402
 from training.launch.command import machine_settings  # noqa: E402
-from training.run.checkpoint import find_states  # noqa: E402
+from training.run.checkpoint import find_checkpoints  # noqa: E402
 from training.settings.config import TrainingConfig  # noqa: E402
 from training.training_loop import TrainingRun  # noqa: E402
 
@@ -92,7 +92,7 @@ def main(context, resolution, channels, iterations, blocks, save):
                 (measure(run, iterations, saving=False), measure(run, iterations, saving=True))
                 for _ in range(blocks)
             ]
-        state_bytes = find_states(folder)[0].path.stat().st_size
+        state_bytes = find_checkpoints(folder)[0].path.stat().st_size
     report = summary(config, pairs, state_bytes)
     report |= {"iterations_of_a_block": iterations, "resolution": resolution}
     report |= {"options": context.args}
@@ -106,7 +106,7 @@ class Block(NamedTuple):
     """Seconds of one block."""
 
     spent: float
-    pause: float  # inside save_state()
+    pause: float  # inside save_checkpoint()
 
 
 def measure(run, iterations, saving):
@@ -120,7 +120,7 @@ def measure(run, iterations, saving):
             torch.cuda.synchronize()
         if saving and iteration == 0:
             saved = time.perf_counter()
-            run.save_state()
+            run.save_checkpoint()
             pause = time.perf_counter() - saved
     spent = time.perf_counter() - start
     if run.writer.busy:

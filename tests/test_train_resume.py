@@ -14,7 +14,7 @@ import train
 from tests import tiny
 from tests.train_cli import SMALL, invoke, refused, ticks
 from training.launch.launcher import job_name
-from training.run.checkpoint import find_states, read_state, write_state
+from training.run.checkpoint import find_checkpoints, read_checkpoint, write_checkpoint
 from training.run.run_dir import JOB
 from training.training_loop import TrainingRun
 
@@ -47,7 +47,7 @@ def runs(outdir):
 
 def seen(run_dir):
     """Images seen, by the newest state."""
-    return read_state(find_states(run_dir)[0].path)["parts"]["training"]["nimg"]
+    return read_checkpoint(find_checkpoints(run_dir)[0].path)["parts"]["training"]["nimg"]
 
 
 @pytest.fixture
@@ -138,7 +138,7 @@ def test_another_batch_and_a_longer_run(stopped):
 
 def test_a_damaged_state_is_named_and_the_one_before_is_used(stopped):
     args, run_dir = stopped
-    newest, before = find_states(run_dir)
+    newest, before = find_checkpoints(run_dir)
     newest.path.write_bytes(newest.path.read_bytes()[:-1])
     result = invoke(*TINY, *args)
     assert result.exit_code == 0
@@ -148,12 +148,12 @@ def test_a_damaged_state_is_named_and_the_one_before_is_used(stopped):
 
 def test_a_state_that_does_not_fit(stopped):
     args, run_dir = stopped
-    path = find_states(run_dir)[0].path
-    content = read_state(path)
+    path = find_checkpoints(run_dir)[0].path
+    content = read_checkpoint(path)
     content["parts"]["training"]["networks"]["G"].popitem()
-    write_state(run_dir, 99, 400, content)
+    write_checkpoint(run_dir, 99, 400, content)
     line = refused(*TINY, *args, code=1)
-    assert "the training state does not fit this run (training: " in line and "--restart" in line
+    assert "the checkpoint does not fit this run (training: " in line and "--restart" in line
 
 
 def test_divergence_may_be_answered_otherwise_than_before(stopped):
@@ -168,7 +168,7 @@ def test_a_run_that_may_go_back_goes_on(data, tmp_path, monkeypatch):
     args = (f"--data={data}", f"--outdir={tmp_path}", "--on-divergence=restore", "--aug=ada")
     assert interrupted(monkeypatch, *args).exit_code == 0
     [run_dir] = tmp_path.iterdir()
-    guard = read_state(find_states(run_dir)[0].path)["parts"]["guard"]
+    guard = read_checkpoint(find_checkpoints(run_dir)[0].path)["parts"]["guard"]
     assert guard["nimg"] == 40 and len(guard["rest"]) == 3
     result = invoke(*TINY, *args)
     assert result.exit_code == 0, result.output
@@ -239,7 +239,7 @@ def test_nothing_to_go_on_with(tmp_path):
     assert "nowhere is no folder of a run; a snapshot to start from needs --data, too" in line
     outdir = f"--outdir={tmp_path / 'runs'}"
     assert "no run in --outdir=" in refused(outdir, "--resume=latest", code=1)
-    assert "this folder holds no training state" in refused(f"--resume={tmp_path}", code=1)
+    assert "this folder holds no checkpoint" in refused(f"--resume={tmp_path}", code=1)
 
 
 def test_networks_of_another_size_are_refused(stopped):
@@ -260,7 +260,7 @@ def test_a_run_whose_result_cannot_be_written_is_not_done(stopped, monkeypatch, 
         if what == "snapshot":
             patch.setattr("training.training_loop.save_snapshot", full)
         else:
-            patch.setattr("training.run.checkpoint.write_state", full)
+            patch.setattr("training.run.checkpoint.write_checkpoint", full)
         assert "No space left on device" in refused(*TINY, *args, code=1)
     assert seen(run_dir) == 400
     assert invoke(*TINY, *args).exit_code == 0
@@ -272,7 +272,7 @@ MANAGER = """
 import os, pathlib, signal, subprocess, sys, time
 command, outdir, warning = sys.argv[3:], pathlib.Path(sys.argv[1]), sys.argv[2]
 job = subprocess.Popen(command, start_new_session=True)
-while not list(outdir.glob("*/training-state-*.pt")):
+while not list(outdir.glob("*/checkpoint-*.pt")):
     if job.poll() is not None:
         sys.exit("the job ended before it was warned")
     time.sleep(0.05)
@@ -296,4 +296,6 @@ def test_under_a_process_manager(data, tmp_path, warning):
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"Stopped by {warning} at kimg" in done.stdout and "Traceback" not in done.stderr
     [run_dir] = outdir.iterdir()
-    assert seen(run_dir) > 0 and time.time() - find_states(run_dir)[0].path.stat().st_mtime < 60
+    assert (
+        seen(run_dir) > 0 and time.time() - find_checkpoints(run_dir)[0].path.stat().st_mtime < 60
+    )

@@ -9,11 +9,19 @@ from typing import Any
 import numpy as np
 
 from metrics import MetricError
-from metrics.features import Look, Producer
+from metrics.features import FeatureFn, Producer
 from metrics.generated import GeneratedFeatures, Latents, PathLengths, label_rows
 from metrics.sources import FeatureFile, ImageFiles
 
-__all__ = ["FeatureSide", "FileSide", "Images", "NetworkSide", "Output", "Side", "open_files"]
+__all__ = [
+    "SavedFeatureSource",
+    "FileSource",
+    "Images",
+    "NetworkSource",
+    "Output",
+    "FeatureSource",
+    "open_files",
+]
 
 
 @dataclass(frozen=True)
@@ -36,7 +44,7 @@ class Output:
     output: str
 
 
-class Side(ABC):
+class FeatureSource(ABC):
     """A place where feature vectors come from."""
 
     needs_detector = True
@@ -58,15 +66,15 @@ class Side(ABC):
         """Raise MetricError where the side has no vectors of that kind."""
 
     @abstractmethod
-    def producer(self, images: Images, looks: Sequence[Look]) -> Producer:
-        """Makes the vectors of these images, one for each look."""
+    def producer(self, images: Images, feature_fns: Sequence[FeatureFn]) -> Producer:
+        """Makes the vectors of these images, one for each function."""
 
     def identity(self, images: Images) -> dict[str, Any] | None:
         """What the vectors depend on beside the detector; None: they are not to be cached."""
         return None
 
 
-class FileSide(Side):
+class FileSource(FeatureSource):
     """Image files."""
 
     def __init__(self, files: ImageFiles) -> None:
@@ -88,9 +96,9 @@ class FileSide(Side):
         """Refuse what is not of images."""
         _refuse_paths(path)
 
-    def producer(self, images: Images, looks: Sequence[Look]) -> Producer:
+    def producer(self, images: Images, feature_fns: Sequence[FeatureFn]) -> Producer:
         """Features of the first images of the data set, in the order of their names."""
-        return self._files.producer(looks, self._files.view(images.full))
+        return self._files.producer(feature_fns, self._files.view(images.full))
 
     def identity(self, images: Images) -> dict[str, Any]:
         """Content of the images and which of them are used."""
@@ -101,7 +109,7 @@ class FileSide(Side):
         return {"data": self._digest, "indices": indices, "flipped": view.flipped}
 
 
-class FeatureSide(Side):
+class SavedFeatureSource(FeatureSource):
     """Saved features."""
 
     needs_detector = False
@@ -125,12 +133,12 @@ class FeatureSide(Side):
                 f"'{self.file.path}' holds features; this metric needs probabilities of classes"
             )
 
-    def producer(self, images: Images, looks: Sequence[Look]) -> Producer:
-        """The saved vectors in their order, whatever the look."""
-        return _Saved(self.file.rows, len(looks))
+    def producer(self, images: Images, feature_fns: Sequence[FeatureFn]) -> Producer:
+        """The saved vectors in their order, whatever the function."""
+        return _Saved(self.file.rows, len(feature_fns))
 
 
-class NetworkSide(Side):
+class NetworkSource(FeatureSource):
     """Images of a generator.
 
     labels: class numbers or vectors of the data set by `full`, to draw from for a conditional one.
@@ -154,13 +162,13 @@ class NetworkSide(Side):
     def require(self, output: str, path: Any = None) -> None:
         """A generator gives all."""
 
-    def producer(self, images: Images, looks: Sequence[Look]) -> Producer:
+    def producer(self, images: Images, feature_fns: Sequence[FeatureFn]) -> Producer:
         """Features of generated images, or lengths of paths."""
         latents = Latents(self._seed, self._labels and self._labels[images.full])
         if images.path is not None:
-            [look] = looks
-            return PathLengths(self._G, look, latents, images.path)
-        return GeneratedFeatures(self._G, looks, latents, self._noise_mode)
+            [feature_fn] = feature_fns
+            return PathLengths(self._G, feature_fn, latents, images.path)
+        return GeneratedFeatures(self._G, feature_fns, latents, self._noise_mode)
 
 
 class _Saved:
@@ -186,8 +194,8 @@ def _are_probabilities(rows: np.ndarray) -> bool:
     return bool((rows >= 0).all() and np.allclose(rows.sum(axis=1), 1, atol=1e-3))
 
 
-def open_files(path: str, **view: Any) -> Side:
+def open_files(path: str, **view: Any) -> FeatureSource:
     """The side that a path stands for: a folder or zip of images, or a .npz of features."""
     if str(path).lower().endswith(".npz"):
-        return FeatureSide(FeatureFile(path))
-    return FileSide(ImageFiles(path, **view))
+        return SavedFeatureSource(FeatureFile(path))
+    return FileSource(ImageFiles(path, **view))

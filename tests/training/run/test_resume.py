@@ -9,15 +9,15 @@ from types import SimpleNamespace
 import pytest
 
 from tests import tiny
-from training.run.checkpoint import StateError, write_state
-from training.run.continuation import (
+from training.run.checkpoint import CheckpointError, write_checkpoint
+from training.run.resume import (
     changed_settings,
     cut_journals,
     find_run,
     find_unfinished,
     journal_sizes,
     read_settings,
-    take_up,
+    restore,
     write_settings,
 )
 from training.run.run_dir import JOB, lock_run
@@ -35,7 +35,7 @@ def content(run_dir, nimg=500, **others):
         "journals": journal_sizes(run_dir),
         "dataset": "as it was",
         "stage_switch": None,
-        "unmeasured": None,
+        "pending_evaluation": None,
     } | others
 
 
@@ -45,7 +45,7 @@ def make_run(outdir, number, nimg=500, **options):
     run_dir.mkdir(parents=True)
     (run_dir / "training_options.json").write_text(tiny.config(**options).to_json())
     if nimg is not None:
-        write_state(run_dir, 1, nimg, content(run_dir, nimg))
+        write_checkpoint(run_dir, 1, nimg, content(run_dir, nimg))
     return run_dir
 
 
@@ -99,7 +99,7 @@ def test_a_command_that_starts_over_goes_on_with_runs_of_its_own_alone(tmp_path)
 def test_a_damaged_last_state_finishes_no_run(tmp_path):
     run_dir = make_run(tmp_path, 0, nimg=1000)
     assert find_unfinished(tmp_path, tiny.config()) == (None, [])
-    [state] = run_dir.glob("training-state-*")
+    [state] = run_dir.glob("checkpoint-*")
     state.write_bytes(state.read_bytes()[:-1])
     assert find_unfinished(tmp_path, tiny.config()) == (run_dir, [])
 
@@ -161,20 +161,22 @@ def test_settings_are_written_whole_and_only_where_they_differ(tmp_path, monkeyp
 
 
 def test_runs_that_resume_names(tmp_path):
-    with pytest.raises(StateError, match="no run in --outdir=.* can go on"):
+    with pytest.raises(CheckpointError, match="no run in --outdir=.* can go on"):
         find_run(tmp_path, "latest")
     older, finished = make_run(tmp_path, 1), make_run(tmp_path, 12, nimg=1000)
     empty = make_run(tmp_path, 13, nimg=None)
     assert find_run(tmp_path, "latest") == (older, [])
     assert find_run(tmp_path, "latest", kimg=2) == (finished, [])
     assert find_run("elsewhere", str(older)) == (older, [])
-    with pytest.raises(StateError, match=f"--resume={empty}: this folder holds no training"):
+    with pytest.raises(CheckpointError, match=f"--resume={empty}: this folder holds no checkpoint"):
         find_run(tmp_path, str(empty))
     make_run(tmp_path / "done", 0, nimg=1000)
-    with pytest.raises(StateError, match="all runs in .* are finished; give a larger --kimg"):
+    with pytest.raises(CheckpointError, match="all runs in .* are finished; give a larger --kimg"):
         find_run(tmp_path / "done", "latest")
     (make_run(tmp_path, 14) / "training_options.json").write_text("{")
-    with pytest.raises(StateError, match="a larger --kimg .* 00002-tiny is left alone: Cannot"):
+    with pytest.raises(
+        CheckpointError, match="a larger --kimg .* 00002-tiny is left alone: Cannot"
+    ):
         broken = make_run(tmp_path / "done", 2)
         (broken / "training_options.json").write_text("{")
         find_run(tmp_path / "done", "latest")
@@ -222,7 +224,9 @@ def with_another(**values):
 def test_settings_that_cannot_be_read(tmp_path, text):
     run_dir = make_run(tmp_path, 0)
     (run_dir / "training_options.json").write_text(text)
-    with pytest.raises(StateError, match="Cannot read .*it is damaged, or not of this version"):
+    with pytest.raises(
+        CheckpointError, match="Cannot read .*it is damaged, or not of this version"
+    ):
         changed_settings(run_dir, {})
 
 
@@ -236,16 +240,16 @@ def test_settings_that_can_be_read(tmp_path):
 
 def test_a_finished_run(tmp_path):
     run_dir = make_run(tmp_path, 0, nimg=1000)
-    with pytest.raises(StateError, match="is finished at kimg 1.0; give a larger --kimg"):
-        take_up(run_dir, tiny.config(), DATA)
-    assert take_up(run_dir, tiny.config(kimg=2), DATA)
+    with pytest.raises(CheckpointError, match="is finished at kimg 1.0; give a larger --kimg"):
+        restore(run_dir, tiny.config(), DATA)
+    assert restore(run_dir, tiny.config(kimg=2), DATA)
 
 
 def test_other_data_are_refused_and_nothing_is_cut(tmp_path):
     run_dir = make_run(tmp_path, 0)
     (run_dir / "stats.jsonl").write_text("after the state")
-    with pytest.raises(StateError, match="the data in '.*' have changed since"):
-        take_up(run_dir, tiny.config(), SimpleNamespace(signature="other"))
+    with pytest.raises(CheckpointError, match="the data in '.*' have changed since"):
+        restore(run_dir, tiny.config(), SimpleNamespace(signature="other"))
     assert (run_dir / "stats.jsonl").read_text() == "after the state"
 
 
@@ -303,8 +307,8 @@ def test_of_measurements_those_of_lost_snapshots_are_cut(tmp_path):
 )  # fmt: skip
 def test_states_that_hold_other_things(tmp_path, others):
     run_dir = make_run(tmp_path, 0, nimg=None)
-    write_state(run_dir, 1, 500, content(run_dir, **others))
+    write_checkpoint(run_dir, 1, 500, content(run_dir, **others))
     (run_dir / "stats.jsonl").write_text("kept")
-    with pytest.raises(StateError, match="is no training state of this version; --restart"):
-        take_up(run_dir, tiny.config(), DATA)
+    with pytest.raises(CheckpointError, match="is no checkpoint of this version; --restart"):
+        restore(run_dir, tiny.config(), DATA)
     assert (run_dir / "stats.jsonl").read_text() == "kept"

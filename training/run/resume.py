@@ -7,7 +7,12 @@ from pathlib import Path
 
 from dnnlib.util import atomic_write
 from training.monitor.metric_records import MEASUREMENTS, forget_measurements, metric_of
-from training.run.checkpoint import StateError, find_states, is_whole, read_newest_state
+from training.run.checkpoint import (
+    CheckpointError,
+    find_checkpoints,
+    is_whole,
+    read_newest_checkpoint,
+)
 from training.run.run_dir import job_of
 from training.settings.config import ConfigError, TrainingConfig
 
@@ -20,7 +25,7 @@ def read_settings(run_dir):
     """The `TrainingConfig` of a run folder.
 
     Raises:
-        StateError: There is none that this version reads.
+        CheckpointError: There is none that this version reads.
     """
     path = Path(run_dir) / "training_options.json"
     try:
@@ -28,7 +33,7 @@ def read_settings(run_dir):
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         known = isinstance(error, OSError)
         problem = error.strerror if known else "it is damaged, or not of this version"
-        raise StateError(f"Cannot read '{path}': {problem}.") from error
+        raise CheckpointError(f"Cannot read '{path}': {problem}.") from error
 
 
 def write_settings(run_dir, config):
@@ -58,7 +63,7 @@ def find_unfinished(outdir, config, job=""):
     lines = []
     for run_dir, settings in _runs(outdir, lines):
         differences = config.differences(settings)
-        if not find_states(run_dir) or (job and job_of(run_dir) != job):
+        if not find_checkpoints(run_dir) or (job and job_of(run_dir) != job):
             continue
         if is_finished(run_dir, settings.kimg, look=not differences):
             continue
@@ -80,7 +85,7 @@ def is_finished(run_dir, kimg, look=True):
         kimg: Length of the run.
         look: Read the state; else its name is believed.
     """
-    newest = find_states(run_dir)[0]
+    newest = find_checkpoints(run_dir)[0]
     if newest.nimg < kimg * 1000 or not look:
         return newest.nimg >= kimg * 1000
     with contextlib.suppress(OSError):  # reading it later says why
@@ -100,27 +105,29 @@ def find_run(outdir, resume, kimg=None):
         (its folder, lines about newer ones that cannot be used).
 
     Raises:
-        StateError: There is no such run, or it holds no state.
+        CheckpointError: There is no such run, or it holds no state.
     """
     if resume != "latest":
-        if not find_states(resume):
-            raise StateError(
-                f"--resume={resume}: this folder holds no training state; give the folder of a run "
+        if not find_checkpoints(resume):
+            raise CheckpointError(
+                f"--resume={resume}: this folder holds no checkpoint; give the folder of a run "
                 "(training-runs/00000-...), or latest"
             )
         return Path(os.path.abspath(resume)), []
     finished, lines = False, []
     for run_dir, settings in _runs(outdir, lines):
-        if find_states(run_dir):
+        if find_checkpoints(run_dir):
             if not is_finished(run_dir, kimg or settings.kimg):
                 return run_dir, lines
             finished = True
     if finished:
-        raise StateError(
+        raise CheckpointError(
             f"--resume=latest: all runs in --outdir={outdir} are finished; give a larger --kimg to "
             f"go on with the newest. {' '.join(lines)}".strip()
         )
-    raise StateError(" ".join([f"--resume=latest: no run in --outdir={outdir} can go on.", *lines]))
+    raise CheckpointError(
+        " ".join([f"--resume=latest: no run in --outdir={outdir} can go on.", *lines])
+    )
 
 
 def _runs(outdir, lines):
@@ -134,8 +141,8 @@ def _runs(outdir, lines):
     for _, name in sorted(numbered, reverse=True):
         try:
             yield outdir / name, read_settings(outdir / name)
-        except StateError as error:
-            if find_states(outdir / name):
+        except CheckpointError as error:
+            if find_checkpoints(outdir / name):
                 lines.append(f"{name} is left alone: {error}")
 
 
@@ -146,12 +153,12 @@ def changed_settings(run_dir, given):
         (`TrainingConfig`, lines about what has changed).
 
     Raises:
-        StateError, ConfigError: The settings cannot be read, or not be as asked for.
+        CheckpointError, ConfigError: The settings cannot be read, or not be as asked for.
     """
     before = read_settings(run_dir)
     after = before.changed(given)
     if is_finished(run_dir, after.kimg):
-        raise _finished(run_dir, find_states(run_dir)[0].nimg)
+        raise _finished(run_dir, find_checkpoints(run_dir)[0].nimg)
     if fixed := before.fixed_differences(after):
         raise ConfigError(
             f"a run cannot go on with another {', '.join(fixed)}: leave it out, or start a new run"
@@ -160,7 +167,7 @@ def changed_settings(run_dir, given):
 
 
 def _finished(run_dir, nimg):
-    return StateError(
+    return CheckpointError(
         f"'{run_dir}' is finished at kimg {nimg / 1e3:.1f}; give a larger --kimg to go on"
     )
 
@@ -180,19 +187,19 @@ def journal_sizes(run_dir):
     return {path.name: path.stat().st_size for glob in JOURNALS for path in run_dir.glob(glob)}
 
 
-def cut_journals(run_dir, sizes, nimg, unmeasured=None, metrics=()):
+def cut_journals(run_dir, sizes, nimg, pending_evaluation=None, metrics=()):
     """Take away what a run has appended since `journal_sizes` was called.
 
     Args:
         run_dir: The run folder.
         sizes: What that has returned.
         nimg: Images seen then.
-        unmeasured: Name of a snapshot that had still to be measured, by these `metrics`.
+        pending_evaluation: Name of a snapshot that had still to be measured, by these `metrics`.
     """
     for name in journal_sizes(run_dir):
         path = Path(run_dir) / name
         if path.match(MEASUREMENTS):
-            again = unmeasured if metric_of(path) in metrics else None
+            again = pending_evaluation if metric_of(path) in metrics else None
             forget_measurements(path, sizes.get(name, 0), nimg // 1000, again)
         elif name not in sizes:
             path.unlink()
@@ -201,7 +208,7 @@ def cut_journals(run_dir, sizes, nimg, unmeasured=None, metrics=()):
 
 
 def _check_kinds(path, content):
-    """Raise StateError where a state holds other things than the loop has put into it."""
+    """Raise CheckpointError where a state holds other things than the loop has put into it."""
     kinds = dict(parts=dict, random=list, journals=dict, dataset=str)
     sound = all(isinstance(content.get(name), kind) for name, kind in kinds.items())
     training = content["parts"].get("training") if sound else None
@@ -210,12 +217,12 @@ def _check_kinds(path, content):
         isinstance(training, dict)
         and isinstance(training.get("nimg"), int)
         and all(isinstance(size, int) and size >= 0 for size in sizes)
-        and {"stage_switch", "unmeasured"} <= content.keys()
+        and {"stage_switch", "pending_evaluation"} <= content.keys()
     ):
-        raise StateError(f"'{path}' is no training state of this version; --restart starts over")
+        raise CheckpointError(f"'{path}' is no checkpoint of this version; --restart starts over")
 
 
-def take_up(run_dir, config, dataset):
+def restore(run_dir, config, dataset):
     """Read the newest state of a run and put its journals back to that moment.
 
     Args:
@@ -227,20 +234,20 @@ def take_up(run_dir, config, dataset):
         (path, content) of the state.
 
     Raises:
-        StateError: There is none that can be used, the run has seen all its images, or the data
-            are not those that it has trained on.
+        CheckpointError: There is none that can be used, the run has seen all its images, or the
+            data are not those that it has trained on.
     """
-    path, content = read_newest_state(run_dir)
+    path, content = read_newest_checkpoint(run_dir)
     _check_kinds(path, content)
     nimg = content["parts"]["training"]["nimg"]
     if nimg >= config.kimg * 1000:
         raise _finished(run_dir, nimg)
     if content["dataset"] != dataset.signature:
-        raise StateError(
+        raise CheckpointError(
             f"the data in '{config.data}' have changed since '{run_dir}' was trained on them; put "
             "them back, or start a new run with --restart, from its newest network-snapshot-*.pkl "
             "with --resume"
         )
     metrics = (config.metrics or "").split(",")
-    cut_journals(run_dir, content["journals"], nimg, content["unmeasured"], metrics)
+    cut_journals(run_dir, content["journals"], nimg, content["pending_evaluation"], metrics)
     return path, content

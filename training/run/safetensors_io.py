@@ -19,7 +19,7 @@ MAX_JSON_BYTES = 1 << 24
 NETWORKS = ("G", "D", "G_ema", "augment_pipe")
 
 
-class ExchangeError(ValueError):
+class SafetensorsError(ValueError):
     """Files that hold no networks, or not these; the message is one line."""
 
 
@@ -64,7 +64,7 @@ def import_networks(path):
         As `legacy.load_network_pkl`.
 
     Raises:
-        ExchangeError: One of the files is damaged, or they do not fit each other.
+        SafetensorsError: One of the files is damaged, or they do not fit each other.
         OSError: One of them cannot be read.
     """
     path = Path(path)
@@ -80,7 +80,7 @@ def import_networks(path):
     except OSError:
         raise
     except Exception as error:  # damaged files can make parsers and constructors raise anything
-        raise ExchangeError(f"'{path}' cannot be used: {first_line(error)}") from error
+        raise SafetensorsError(f"'{path}' cannot be used: {first_line(error)}") from error
     return found
 
 
@@ -94,20 +94,20 @@ def _read_description(path):
     with open(path, "rb") as file:
         text = file.read(MAX_JSON_BYTES + 1)
     if len(text) > MAX_JSON_BYTES:
-        raise ExchangeError(f"'{path.name}' is larger than {MAX_JSON_BYTES} bytes")
+        raise SafetensorsError(f"'{path.name}' is larger than {MAX_JSON_BYTES} bytes")
     description = json.loads(text)
     if not isinstance(description, dict) or description.get("format") != FORMAT:
-        raise ExchangeError(f"'{path.name}' describes no networks of this format")
+        raise SafetensorsError(f"'{path.name}' describes no networks of this format")
     networks = _item(description, "networks", dict, path.name)
     for name, record in networks.items():
         if name not in NETWORKS:
-            raise ExchangeError(f"'{printable(name)}' is none of {', '.join(NETWORKS)}")
+            raise SafetensorsError(f"'{printable(name)}' is none of {', '.join(NETWORKS)}")
         if not isinstance(record, dict):
-            raise ExchangeError(f"'{name}' in '{path.name}' is not a dict")
+            raise SafetensorsError(f"'{name}' in '{path.name}' is not a dict")
         for key, kind in (("class", str), ("args", list), ("kwargs", dict)):
             _item(record, key, kind, f"{name} in {path.name}")
     if missing := [name for name in NETWORKS[:3] if name not in networks]:
-        raise ExchangeError(f"{', '.join(missing)} is missing in '{path.name}'")
+        raise SafetensorsError(f"{', '.join(missing)} is missing in '{path.name}'")
     _item(description, "training_set_kwargs", dict | None, path.name)
     return description
 
@@ -120,12 +120,12 @@ def _require_own(path):
 
 
 def _item(record, key, kind, where):
-    """An item of a dict that was read; raises ExchangeError where it is none or of another kind."""
+    """An item of a dict that was read; SafetensorsError where it is none or of another kind."""
     if key not in record:
-        raise ExchangeError(f"'{where}' lacks '{key}'")
+        raise SafetensorsError(f"'{where}' lacks '{key}'")
     if not isinstance(record[key], kind):
         wanted = kind.__name__ if isinstance(kind, type) else kind
-        raise ExchangeError(
+        raise SafetensorsError(
             f"'{key}' in '{where}' is of type {type(record[key]).__name__}, not {wanted}"
         )
     return record[key]
@@ -134,7 +134,7 @@ def _item(record, key, kind, where):
 def _require_described(tensors, networks):
     for key in tensors:
         if key.split(".", 1)[0] not in networks:
-            raise ExchangeError(
+            raise SafetensorsError(
                 f"tensor '{printable(key)}' belongs to no network that is described"
             )
 

@@ -3,7 +3,7 @@ import json
 import pytest
 from click.testing import CliRunner
 
-from benchmarks import save_state
+from benchmarks import save_checkpoint
 from tests.train_cli import logging_as_before
 
 
@@ -11,7 +11,7 @@ def run(*args):
     small = ("--cfg=digits", "--resolution=8", "--channels=1", "--device=cpu", "--batch=8",
              "--gamma=1", "--g-scale=0.00390625", "--d-scale=0.00390625")  # fmt: skip
     with logging_as_before():
-        return CliRunner().invoke(save_state.main, [*small, *args])
+        return CliRunner().invoke(save_checkpoint.main, [*small, *args])
 
 
 @pytest.fixture
