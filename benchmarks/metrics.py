@@ -107,8 +107,8 @@ def features():
     from metrics.moments import MomentsAccumulator
     from metrics.sources import ImageFiles
     from training.dataset import ImageFolderDataset
+    from training.model import build_model
     from training.settings.config import TrainingConfig
-    from training.state import create_state
 
     with tempfile.TemporaryDirectory() as folder:
         data = f"{folder}/digits.zip"
@@ -122,7 +122,7 @@ def features():
         config = TrainingConfig.from_options(
             {"data": data, "cfg": "digits", "device": "cpu"}, resolution=16
         )
-        G = create_state(config, ImageFolderDataset(data), cpu).G_ema
+        G = build_model(config, ImageFolderDataset(data), cpu, print).nets["G_ema"]
         sides = {
             "files": files.producer([feature_fn], files.view(True)),
             "generated": GeneratedFeatures(G, [feature_fn], Latents()),

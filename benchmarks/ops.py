@@ -24,7 +24,8 @@ sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
 
-from benchmarks.train_step import Images, Steps, read_options  # noqa: E402
+from benchmarks.random_images import RandomImages  # noqa: E402
+from benchmarks.train_step import Steps, read_options  # noqa: E402
 from torch_utils.devices import find_device  # noqa: E402
 from torch_utils.host_memory import keep_freed_memory  # noqa: E402
 from torch_utils.ops import backend  # noqa: E402
@@ -180,7 +181,7 @@ WHAT = ("forward", "second derivative")
 def demo_ratio(repeats):
     """Seconds of the demo's iteration in both stages, and what the operators of --ops=auto gain."""
     config = read_options([*DEMO, "--ops=native"], 16)
-    steps = Steps(config, Images(16, 1, 0))
+    steps = Steps(config, RandomImages(16, 1, 0))
     result = {}
     for name in steps.stages:
         times = {"ref": [], "auto": []}
@@ -201,7 +202,7 @@ def demo_shares():
 
     'filters' are those of upfirdn2d, known by their weights of 4x4; all others are 'networks'.
     """
-    steps = Steps(read_options([*DEMO, "--ops=ref"], 16), Images(16, 1, 0))
+    steps = Steps(read_options([*DEMO, "--ops=ref"], 16), RandomImages(16, 1, 0))
     result = {}
     for name in steps.stages:
         steps.iterate(name)

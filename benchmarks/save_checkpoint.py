@@ -27,45 +27,22 @@ import click
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
 import train  # noqa: E402
+from benchmarks.random_images import RandomImages  # noqa: E402
 from benchmarks.train_step import processor  # noqa: E402
-from training.launch.command import machine_settings  # noqa: E402
+from training.launch.plan import machine_settings  # noqa: E402
 from training.run.checkpoint import find_checkpoints  # noqa: E402
 from training.settings.config import TrainingConfig  # noqa: E402
-from training.training_loop import TrainingRun  # noqa: E402
+from training.training_loop import iterate  # noqa: E402
+from training.training_run import TrainingRun  # noqa: E402
 
 DEFAULT_SECONDS = 60 * next(
     field.default
     for field in TrainingConfig.__dataclass_fields__.values()
     if field.name == "save_minutes"
 )
-
-
-class RandomImages(torch.utils.data.Dataset):
-    """What training asks of a data set, without a file."""
-
-    has_onehot_labels = False
-    label_dim = 0
-    signature = "random"
-
-    def __init__(self, resolution, channels):
-        self.resolution, self.num_channels = resolution, channels
-        self.image_shape = [channels, resolution, resolution]
-        self._images = np.random.RandomState(0).randint(0, 256, [64, *self.image_shape], np.uint8)
-        self.raw_labels = np.zeros([64, 0], np.float32)
-
-    def __len__(self):
-        return 64
-
-    def __getitem__(self, index):
-        return self._images[index], self.get_label(index)
-
-    def get_label(self, index):
-        """No label."""
-        return self.raw_labels[index]
 
 
 @click.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
@@ -86,7 +63,7 @@ def main(context, resolution, channels, iterations, blocks, save):
     with tempfile.TemporaryDirectory(dir=".") as folder:  # on the disk, not in memory
         run = TrainingRun(config, RandomImages(resolution, channels), Path(folder))
         with run.reporter, run.data:
-            run.enter(run.due_stage())
+            run.enter_stage()
             measure(run, iterations, saving=True)  # to warm up
             pairs = [
                 (measure(run, iterations, saving=False), measure(run, iterations, saving=True))
@@ -106,26 +83,28 @@ class Block(NamedTuple):
     """Seconds of one block."""
 
     spent: float
-    pause: float  # inside save_checkpoint()
+    pause: float  # inside Checkpointer.save()
 
 
 def measure(run, iterations, saving):
     """Train for some iterations, the same phases in each call; maybe save after the first."""
-    run.state.iteration = 0
+    run.state.progress.iteration = 0
     pause = 0.0
     start = time.perf_counter()
     for iteration in range(iterations):
-        run.iterate()
+        iterate(run)
         if torch.cuda.is_initialized():
             torch.cuda.synchronize()
         if saving and iteration == 0:
             saved = time.perf_counter()
-            run.save_checkpoint()
+            run.checkpointer.save(run.nimg)
             pause = time.perf_counter() - saved
     spent = time.perf_counter() - start
-    if run.writer.busy:
-        raise click.ClickException("a block ends before the state is written: more --iterations")
-    run.writer.wait()  # says whether it failed
+    if run.checkpointer.busy:
+        raise click.ClickException(
+            "a block ends before its checkpoint is written: more --iterations"
+        )
+    run.checkpointer.finish()  # says whether it failed
     return Block(spent, pause)
 
 

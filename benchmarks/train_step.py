@@ -18,7 +18,6 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import click
 
@@ -30,21 +29,14 @@ from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 from torch.utils.flop_counter import flop_registry  # noqa: E402
 
 import train  # noqa: E402
+from benchmarks.random_images import RandomImages  # noqa: E402
 from coopinit_patch.loss import no_report  # noqa: E402
 from training.ema import update_ema  # noqa: E402
-from training.launch.command import machine_settings  # noqa: E402
+from training.launch.plan import machine_settings  # noqa: E402
+from training.model import build_model  # noqa: E402
+from training.run.device import prepare_device  # noqa: E402
 from training.settings.config import TrainingConfig  # noqa: E402
-from training.stages import build_stages, run_phase  # noqa: E402
-from training.state import create_state  # noqa: E402
-from training.training_loop import prepare_device  # noqa: E402
-
-
-class Images(NamedTuple):
-    """What `create_state` asks of a data set."""
-
-    resolution: int
-    num_channels: int
-    label_dim: int
+from training.stages import run_phase  # noqa: E402
 
 
 @click.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
@@ -58,7 +50,7 @@ class Images(NamedTuple):
 @click.pass_context
 def main(context, resolution, channels, classes, warmup, repeats, save):
     """Measure and print both stages; other options are those of train.py."""
-    images = Images(resolution, channels, classes)
+    images = RandomImages(resolution, channels, classes)
     try:
         config = read_options(context.args, resolution)
         steps = Steps(config, images)
@@ -75,7 +67,7 @@ def main(context, resolution, channels, classes, warmup, repeats, save):
         stage["peak_memory_gb"] = steps.peak_memory(name)
     report = summary(config, steps, measured) | {
         "options": context.args,
-        "images": images._asdict(),
+        "images": {"resolution": resolution, "num_channels": channels, "label_dim": classes},
     }
     click.echo(text(report))
     if save is not None:
@@ -128,32 +120,26 @@ class Steps:
     def __init__(self, config, images):
         self.config = config
         self.device = prepare_device(config)
-        self.state = create_state(config, images, self.device)
-        self.stages = {s.name: s for s in build_stages(config, self.state, no_report)}
+        self.model = build_model(config, images, self.device, no_report)
+        self.stages = {stage.name: stage for stage in self.model.stages if stage is not None}
         self.real_img = torch.rand(
             [config.batch // config.gpus, images.num_channels, *[images.resolution] * 2],
             device=self.device,
         )
         self.c = torch.zeros([len(self.real_img), images.label_dim], device=self.device)
 
-    def draw(self):
-        """Micro-batches with fresh latents."""
-        z = torch.randn([len(self.real_img), self.config.z_dim], device=self.device)
-        parts = (t.split(self.config.batch_gpu) for t in (self.real_img, self.c, z, self.c))
-        names = ("real_img", "real_c", "gen_z", "gen_c")
-        return [dict(zip(names, part, strict=True)) for part in zip(*parts, strict=True)]
-
     def parts(self, name):
         """(name, interval, function) of what one iteration of a stage is made of."""
         stage = self.stages[name]
         for phase in stage.phases:
             yield phase.name, phase.interval, partial(self.step, stage, phase)
-        yield "EMA", 1, partial(update_ema, self.state.G_ema, self.state.G, 0.999)
+        yield "EMA", 1, partial(update_ema, self.model.nets["G_ema"], self.model.nets["G"], 0.999)
 
     def step(self, stage, phase):
         """One optimizer step."""
-        with phase.context(self.draw):
-            run_phase(stage, phase, self.draw(), no_report)
+        draw = partial(self.model.micro_batches, phase, self.real_img, self.c)
+        with phase.context(draw):
+            run_phase(stage, phase, draw(), no_report)
 
     def iterate(self, name):
         """Seconds of every part of an iteration, lazy ones included."""

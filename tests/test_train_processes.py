@@ -22,12 +22,10 @@ from tests import tiny
 from tests.train_cli import SMALL, refused, ticks
 from torch_utils import distributed
 from torch_utils.spawn import run_processes
-from training.dataset import ImageFolderDataset
 from training.run import consistency
 from training.run.checkpoint import find_checkpoints, read_checkpoint
 from training.run.consistency import ConsistencyError, check_consistency, checksums
-from training.stages import build_stages, run_phase
-from training.state import create_state
+from training.stages import run_phase
 
 ROOT = Path(train.__file__).parent
 TINY = (*SMALL, "--batch=40", "--gamma=1", "--g-scale=0.001953125", "--d-scale=0.001953125")
@@ -90,27 +88,26 @@ def gradients(data, lazy):
     Path lengths are held against a mean that stays where it is: a process alone moves it, by 1 %
     of what is new, after each micro-batch; several do so after each step.
     """
-    dataset = ImageFolderDataset(data, use_labels=True)
-    config = tiny.config(data=data, lazy=lazy, **EVERYTHING)
     torch.manual_seed(0)
-    state = create_state(config, dataset, CPU)
-    for name, parameter in state.G.named_parameters():
+    model = tiny.model(data, lazy=lazy, **EVERYTHING)
+    for name, parameter in model.G.named_parameters():
         if name.endswith("noise_strength"):
             torch.nn.init.constant_(parameter, 0.1)
     batches = micro_batches()
     if distributed.get_world_size() > 1:
         batches = [batches[distributed.get_rank()]]
     found = {}
-    for stage in build_stages(config, state, lambda name, value: None):
+    for stage in model.stages:
         draw_by_content(stage.loss)
         if stage.name == "adversarial":
             stage.loss.pl_decay = 0.0
             stage.loss.pl_mean.fill_(0.5)
         for phase in stage.phases:
-            phase.optimizer.step = lambda: None
+            [optimizer], [net] = phase.optimizers, phase.nets.values()
+            optimizer.step = lambda: None
             run_phase(stage, phase, batches, lambda name, value: None)
             found[f"{stage.name} {phase.name}"] = {
-                name: parameter.grad.clone() for name, parameter in phase.net.named_parameters()
+                name: parameter.grad.clone() for name, parameter in net.named_parameters()
             }
     return found
 
@@ -316,7 +313,7 @@ def test_a_parent_that_is_killed_is_gone_on_with_at_once(data, tmp_path):
     again = start(command(data, outdir, "--gpus=2", "--kimg=5"))
     output_of(process)
     output = output_of(again)
-    assert "Going on with the unfinished run" in output and "Done." in output
+    assert "Resuming the unfinished run" in output and "Done." in output
     assert run_of(outdir)
 
 
@@ -344,7 +341,7 @@ def test_data_that_are_replaced_end_all_with_the_state_saved(data, tmp_path):
     shutil.copy(data, path)
     options = ("--gpus=2", "--kimg=1000", f"--resume={run_dir}", "--dry-run")
     output = output_of(start(command(path, outdir, *options)))
-    assert f"Going on with the unfinished run {run_dir}." in output
+    assert f"Resuming the unfinished run {run_dir}." in output
 
 
 def test_a_process_that_hangs_ends_all(data, tmp_path):
@@ -372,7 +369,7 @@ def test_a_signal_stops_all_of_them_at_one_iteration(data, tmp_path, send, name)
     output = output_of(process)
     assert process.returncode == 0, output
     assert f"Stopped by {name} at kimg" in output
-    assert "is saved. The same command goes on from there." in output
+    assert "is saved. The same command resumes from there." in output
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGUSR1"])
@@ -451,8 +448,8 @@ def test_torchrun_starts_again_what_was_killed_and_a_signal_to_one_stops_all(dat
     ranks(agent)[1].send_signal(signal.SIGUSR1)  # and not to the one that speaks for all
     output = output_of(agent)
     assert agent.returncode == 0, output
-    assert "Going on with the unfinished run" in output and saved.nimg >= reached
-    [kimg] = re.findall(r"the state of kimg (\S+) is saved", output)
+    assert "Resuming the unfinished run" in output and saved.nimg >= reached
+    [kimg] = re.findall(r"the checkpoint of kimg (\S+) is saved", output)
     assert float(kimg) == round(find_checkpoints(run_of(outdir))[0].nimg / 1e3, 1)
     assert "Stopped by SIGUSR1" in output
 
@@ -479,7 +476,7 @@ def test_two_machines_one_of_which_is_lost_and_started_again(data, tmp_path):
             child.send_signal(signal.SIGUSR1)
     outputs = [output_of(first), output_of(second)]
     assert [first.returncode, second.returncode] == [0, 0], outputs
-    assert "Going on with the unfinished run" in outputs[0] and "Stopped by SIGUSR1" in outputs[0]
+    assert "Resuming the unfinished run" in outputs[0] and "Stopped by SIGUSR1" in outputs[0]
     assert "Run folder" not in outputs[1] and saved.nimg >= reached
 
 

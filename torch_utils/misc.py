@@ -3,7 +3,7 @@
 import contextlib
 import functools
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -106,6 +106,13 @@ def profiled_function(fn: Callable) -> Callable:
 def params_and_buffers(module: torch.nn.Module) -> list[tuple[str, torch.Tensor]]:
     """All parameters, then all buffers of a module, each with its dotted name."""
     return list(module.named_parameters()) + list(module.named_buffers())
+
+
+@torch.no_grad()
+def finite_weights(nets: Mapping[str, torch.nn.Module]) -> dict[str, bool]:
+    """Of each network, by name, whether all its parameters are finite; waits for the GPU."""
+    norms = {name: torch._foreach_norm(list(net.parameters())) for name, net in nets.items()}
+    return {name: bool(torch.stack(of_one).sum().isfinite()) for name, of_one in norms.items()}
 
 
 def copy_params_and_buffers(

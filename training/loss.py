@@ -1,7 +1,6 @@
 """The adversarial stage: StyleGAN2's losses and regularisers, phase by phase."""
 
 import contextlib
-from abc import ABC, abstractmethod
 
 import torch
 
@@ -50,28 +49,7 @@ class MovedLatents:
             yield
 
 
-class Loss(ABC):
-    """What a stage trains with: the protocol of StyleGAN2-ADA, called by keyword.
-
-    `coopinit_patch.CoopInitLoss`, which depends on torch alone, follows it without deriving from
-    this class.
-    """
-
-    @abstractmethod
-    def accumulate_gradients(self, *, phase, real_img, real_c, gen_z, gen_c, gain):
-        """Add the gradient of one micro-batch to the network that `phase` trains.
-
-        Args:
-            phase: Gmain, Greg, Dmain or Dreg; Gboth and Dboth are main and regulariser in one.
-            real_img: Images [N, C, H, W] in [-1, 1].
-            real_c: Labels [N, c_dim].
-            gen_z: Latents [N, z_dim], N(0, 1).
-            gen_c: Labels [N, c_dim] of the images to generate.
-            gain: Factor on the loss.
-        """
-
-
-class StyleGAN2Loss(Loss):
+class StyleGAN2Loss:
     """Non-saturating (or another adversarial) loss and the regularisers that go with it.
 
     Args:
@@ -140,7 +118,7 @@ class StyleGAN2Loss(Loss):
         self.pl_mean.copy_(state["pl_mean"])
 
     def accumulate_gradients(self, *, phase, real_img, real_c, gen_z, gen_c, gain):
-        """See `Loss.accumulate_gradients`."""
+        """Fulfils `training.stages.Loss`."""
         if phase in ("Gmain", "Gboth"):
             self._generator_main(gen_z, gen_c, real_img, real_c, gain)
         if phase in ("Greg", "Gboth") and self.pl_weight > 0:

@@ -3,6 +3,7 @@
 import copy
 import io
 import pickle
+from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any, Protocol
@@ -35,11 +36,8 @@ _ROWS = (4, 32)
 def save_snapshot(
     path: str | PathLike,
     *,
-    G: torch.nn.Module,
-    D: torch.nn.Module,
-    G_ema: torch.nn.Module,
-    augment_pipe: torch.nn.Module | None,
-    training_set_kwargs: dict[str, Any],
+    training_set_kwargs: Mapping[str, Any],
+    **networks: torch.nn.Module | None,
 ) -> None:
     """Write a network snapshot: a pickle that legacy.load_network_pkl() and the official repo read.
 
@@ -48,13 +46,10 @@ def save_snapshot(
     build their data set. The file replaces an older one of that name only when it is complete.
     Raises OSError when it cannot be written.
     """
-    data = {
-        "G": _frozen_copy(G),
-        "D": _frozen_copy(D),
-        "G_ema": _frozen_copy(G_ema),
-        "augment_pipe": None if augment_pipe is None else _frozen_copy(augment_pipe),
-        "training_set_kwargs": dict(training_set_kwargs),
+    data: dict[str, Any] = {
+        name: None if net is None else _frozen_copy(net) for name, net in networks.items()
     }
+    data["training_set_kwargs"] = dict(training_set_kwargs)
     with atomic_write(path) as file:
         # Protocol 4 is the newest that Python 3.7, which the official repo asks for, can read.
         pickle.dump(data, file, protocol=4)

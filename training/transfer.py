@@ -5,6 +5,7 @@ import logging
 import torch
 
 import legacy
+from dnnlib.errors import UserError
 from dnnlib.util import DownloadError, open_url
 from torch_utils.misc import params_and_buffers
 from training.settings.transfer_names import OFFICIAL_SNAPSHOTS
@@ -14,7 +15,7 @@ logger = logging.getLogger(__name__)
 MAX_ROWS = 40  # of the table of what does not fit; more tell no more than a count
 
 
-class TransferError(ValueError):
+class TransferError(UserError):
     """A snapshot that no run can start from; the message is one line that says why."""
 
 

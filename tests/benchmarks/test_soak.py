@@ -95,10 +95,10 @@ def run_folder(folder, nimg, position, seen):
     folder.mkdir(parents=True)
     parts = {
         "reporter": {"tick": 1, "tick_nimg": nimg, "spent": random.random()},
-        "training": {"nimg": nimg},
+        "training": {"progress": {"nimg": nimg}},
         "data": {"position": position},
     }
-    rest = {"random": [1], "dataset": "x", "stage_switch": None}
+    rest = {"random": [1], "dataset": "x"}
     write_checkpoint(folder, nimg, nimg, {"format": 1, "parts": parts, **rest})
     lines = [
         f'{{"Loss/signs/real": {{"num": {num}}}, "timestamp": {random.random()}}}' for num in seen

@@ -6,6 +6,8 @@ answers at once.
 
 import logging
 
+from dnnlib.errors import UserError
+
 MODES = ("auto", "native", "ref")
 
 logger = logging.getLogger(__name__)
@@ -13,7 +15,7 @@ _mode = "auto"
 _ready: dict[str, bool] = {}  # device type -> whether its native operators are loaded
 
 
-class NativeUnavailableError(RuntimeError):
+class NativeUnavailableError(UserError):
     """Native operators cannot be had; the message is a paragraph for the user."""
 
 

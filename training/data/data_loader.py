@@ -1,4 +1,4 @@
-"""Batches of real images and of random latents, on the training device."""
+"""Batches of real images, on the training device."""
 
 import contextlib
 import logging
@@ -6,9 +6,11 @@ import re
 import signal
 import sys
 import warnings
+from typing import Any
 
 import torch
 
+from torch_utils import distributed
 from training.data.damaged_images import DamageCount, UndamagedImages
 from training.data.image_files import DatasetError
 from training.data.sampler import InfiniteSampler
@@ -73,11 +75,6 @@ class RealImages:
             # those of a forkserver outlive it.
             multiprocessing_context="fork" if config.workers and FORKS else None,
         )
-        self._label_dim = dataset.label_dim
-        self._one_hot = dataset.has_onehot_labels
-        self._labels = torch.from_numpy(dataset.raw_labels).to(device)
-        self._batch_gpu = config.batch_gpu
-        self._z_dim = config.z_dim
         self._position = 0  # images that all processes have taken; what is held ready is not
         self._batches = None
         self._ahead = None  # the next batch
@@ -175,24 +172,13 @@ class RealImages:
             "or 0."
         )
 
-    def micro_batches(self, real):
-        """Split a batch into forward passes, each with latents and labels drawn for it.
 
-        Returns:
-            List of dicts real_img, real_c, gen_z [n, z_dim] ~ N(0, 1), gen_c [n, c_dim] with
-            the frequencies of the data set.
-        """
-        images, labels = real
-        gen_z = torch.randn([len(images), self._z_dim], device=self._device)
-        gen_c = self._draw_labels(len(images))
-        parts = (t.split(self._batch_gpu) for t in (images, labels, gen_z, gen_c))
-        names = ("real_img", "real_c", "gen_z", "gen_c")
-        return [dict(zip(names, part, strict=True)) for part in zip(*parts, strict=True)]
-
-    def _draw_labels(self, count):
-        """Labels [count, c_dim] drawn as one indexed tensor."""
-        drawn = torch.randint(len(self._labels), [count], device=self._device)
-        labels = self._labels[drawn]
-        if self._one_hot:
-            labels = torch.nn.functional.one_hot(labels, self._label_dim)
-        return labels.to(torch.float32)
+def require_unchanged(dataset: Any) -> None:
+    """Raise DatasetError in all processes if one of them finds other data than it opened."""
+    try:
+        dataset.check_unchanged()
+        problem = None
+    except DatasetError as error:
+        problem = str(error)
+    if problems := list(filter(None, distributed.all_gather(problem))):
+        raise DatasetError(problems[0])

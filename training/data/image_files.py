@@ -17,6 +17,7 @@ from typing import IO, NamedTuple
 
 import PIL.Image
 
+from dnnlib.errors import UserError
 from dnnlib.util import first_line, printable
 from training.data.zip_directory import count_members
 
@@ -41,7 +42,7 @@ _PNG_COLOUR_TYPES = {0: "L", 2: "RGB", 3: "P", 4: "LA", 6: "RGBA"}
 Label = int | list[float]
 
 
-class DatasetError(ValueError):
+class DatasetError(UserError):
     """Data that cannot be used; the message is one line that says what is wrong and what to do."""
 
     def __init__(self, message: str) -> None:

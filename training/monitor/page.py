@@ -2,8 +2,11 @@
 
 import html
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
+from dnnlib.full_disk import disk_may_be_full
+from training.monitor.curves import save_curves
 from training.monitor.metric_records import metrics_by_kimg
 
 TEMPLATE = """<!DOCTYPE html>
@@ -90,3 +93,15 @@ def _summary(settings):
 
 def _text(value):
     return html.escape(str(value))
+
+
+def show_run(run_dir: Path, notes: Sequence[str]) -> None:
+    """Draw the learning curves and write the page of a run.
+
+    Args:
+        run_dir: The run folder.
+        notes: Warnings, and how the run was cut short.
+    """
+    with disk_may_be_full("no learning curves"):
+        save_curves(run_dir)
+        save_page(run_dir, notes)

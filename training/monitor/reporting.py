@@ -131,8 +131,14 @@ class Reporter:
         """The first tick ends after one batch, every other one after `KIMG_PER_TICK`."""
         return self.tick == 0 or nimg >= self._tick_nimg + KIMG_PER_TICK * 1000
 
-    def end_tick(self, nimg, stage, augment_p=0.0):
-        """Write the status line, stats.jsonl and TensorBoard; returns the collected statistics."""
+    def end_tick(self, nimg, stage, model_values):
+        """Write the status line, stats.jsonl and TensorBoard; returns the collected statistics.
+
+        Args:
+            nimg: Images seen.
+            stage: Name of the stage.
+            model_values: Numbers by name that are reported, too.
+        """
         now = time.monotonic()
         kimg = nimg / 1e3
         sec = now - self._tick_start
@@ -141,7 +147,7 @@ class Reporter:
             "Progress/tick": self.tick,
             "Progress/kimg": kimg,
             "Progress/cooperative": float(stage == "cooperative"),
-            "Progress/augment": augment_p,
+            **model_values,
             "Timing/total_sec": now - self._start,
             "Timing/sec_per_tick": sec,
             "Timing/sec_per_kimg": sec / max(nimg - self._tick_nimg, 1) * 1e3,
@@ -162,7 +168,7 @@ class Reporter:
         self._maintenance = 0.0
         return collected
 
-    def went_back(self, nimg):
+    def rolled_back(self, nimg):
         """Call when training goes on from `nimg` images again."""
         self._tick_nimg = nimg
         self.maintenance()
@@ -211,7 +217,7 @@ def status_line(values):
             f"maintenance {values['Timing/maintenance_sec']:<6.1f}",
             f"cpumem {values['Resources/cpu_mem_gb']:<6.2f}",
             f"gpumem {values['Resources/peak_gpu_mem_gb']:<6.2f}",
-            f"augment {values['Progress/augment']:.3f}",
+            f"augment {values.get('Progress/augment', 0.0):.3f}",
         ]
     )
 

@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 import torch
 
+from dnnlib.errors import UserError
 from dnnlib.util import first_line
 
 FORMAT = 1
@@ -29,7 +30,7 @@ _CHUNK = 1 << 20
 logger = logging.getLogger(__name__)
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(UserError):
     """A checkpoint cannot be written or read; the message says what to do."""
 
 
@@ -281,7 +282,7 @@ class CheckpointWriter:
     def _stop(self, what):
         return CheckpointError(
             f"{what} ({self._reason}); make room at '{self._run_dir}' and give the same command "
-            f"again: it goes on from {self._newest()}"
+            f"again: it resumes from {self._newest()}"
         )
 
     def _newest(self):

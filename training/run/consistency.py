@@ -2,6 +2,7 @@
 
 import torch
 
+from dnnlib.errors import UserError
 from torch_utils import distributed
 from torch_utils.misc import params_and_buffers
 
@@ -9,7 +10,7 @@ CHUNK = 1 << 20  # words at a time: 16 MiB of memory, however large a tensor is
 _WORDS = {1: torch.int8, 2: torch.int16}  # by bytes an element
 
 
-class ConsistencyError(RuntimeError):
+class ConsistencyError(UserError):
     """Processes have come apart; the message names the first tensor that differs, and where."""
 
 

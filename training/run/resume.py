@@ -55,7 +55,7 @@ def find_unfinished(outdir, config, job=""):
         outdir: Folder of all runs.
         config: The `TrainingConfig`.
         job: Only a run that an earlier attempt of this one has started is meant
-            (`launcher.job_name`); "": any.
+            (`attempts.job_name`); "": any.
 
     Returns:
         (its folder or None, lines about runs that might have been meant).
@@ -72,7 +72,7 @@ def find_unfinished(outdir, config, job=""):
         if len(differences) <= FEW_DIFFERENCES:
             lines.append(
                 f"{run_dir.name} is unfinished, too, but differs in {', '.join(differences)}; "
-                f"--resume={run_dir} goes on with it."
+                f"--resume={run_dir} resumes it."
             )
     return None, lines
 
@@ -215,9 +215,10 @@ def _check_kinds(path, content):
     sizes = content["journals"].values() if sound else ()
     if not (
         isinstance(training, dict)
-        and isinstance(training.get("nimg"), int)
+        and isinstance(training.get("progress"), dict)
+        and isinstance(training["progress"].get("nimg"), int)
         and all(isinstance(size, int) and size >= 0 for size in sizes)
-        and {"stage_switch", "pending_evaluation"} <= content.keys()
+        and isinstance(content["parts"].get("snapshots"), dict)
     ):
         raise CheckpointError(f"'{path}' is no checkpoint of this version; --restart starts over")
 
@@ -239,7 +240,8 @@ def restore(run_dir, config, dataset):
     """
     path, content = read_newest_checkpoint(run_dir)
     _check_kinds(path, content)
-    nimg = content["parts"]["training"]["nimg"]
+    nimg = content["parts"]["training"]["progress"]["nimg"]
+    pending = content["parts"]["snapshots"].get("pending_evaluation")
     if nimg >= config.kimg * 1000:
         raise _finished(run_dir, nimg)
     if content["dataset"] != dataset.signature:
@@ -249,5 +251,5 @@ def restore(run_dir, config, dataset):
             "with --resume"
         )
     metrics = (config.metrics or "").split(",")
-    cut_journals(run_dir, content["journals"], nimg, content["pending_evaluation"], metrics)
+    cut_journals(run_dir, content["journals"], nimg, pending, metrics)
     return path, content

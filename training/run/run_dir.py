@@ -74,7 +74,7 @@ def _short(name, value):
 def create_run_dir(outdir, description, job=""):
     """Make and return `outdir/NNNNN-description`, NNNNN one above the highest there.
 
-    `job` names the attempts of a process manager that the run is of (`launcher.job_name`).
+    `job` names the attempts of a process manager that the run is of (`attempts.job_name`).
 
     Raises:
         OSError: The folder cannot be made or written.

@@ -87,7 +87,7 @@ def import_networks(path):
 def save_imported(networks, path):
     """Write what `import_networks` returned as a network snapshot."""
     nets = {name: networks[name] for name in NETWORKS}
-    save_snapshot(path, **nets, training_set_kwargs=networks["training_set_kwargs"] or {})
+    save_snapshot(path, training_set_kwargs=networks["training_set_kwargs"] or {}, **nets)
 
 
 def _read_description(path):

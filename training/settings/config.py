@@ -8,7 +8,9 @@ Imports no torch, so that `train.py --help` answers at once.
 import dataclasses
 import json
 from dataclasses import dataclass, field, fields
+from typing import ClassVar
 
+from dnnlib.errors import OptionError
 from training.settings.presets import preset
 from training.settings.transfer_names import OFFICIAL_SNAPSHOTS
 from training.settings.validation import SYMPTOMS, contradictions, find_problems, flag
@@ -28,7 +30,7 @@ FIXED = (
 )  # fmt: skip
 
 
-class ConfigError(ValueError):
+class ConfigError(OptionError):
     """A setting is out of range or contradicts another; the message says what to do."""
 
 
@@ -46,6 +48,8 @@ class TrainingConfig:
     Raises:
         ConfigError: Lists every setting that is out of range.
     """
+
+    family: ClassVar[str] = "stylegan2"  # of networks
 
     # Data
     data: str = setting("path of the zip or folder")

@@ -30,12 +30,10 @@ def content(run_dir, nimg=500, **others):
     """What a state holds, as far as it matters here."""
     return {
         "format": 1,
-        "parts": {"training": {"nimg": nimg}},
+        "parts": {"training": {"progress": {"nimg": nimg}}, "snapshots": {}},
         "random": [],
         "journals": journal_sizes(run_dir),
         "dataset": "as it was",
-        "stage_switch": None,
-        "pending_evaluation": None,
     } | others
 
 
@@ -65,10 +63,10 @@ def test_the_newest_unfinished_run_of_the_same_settings(tmp_path):
         f"00006-tiny is left alone: Cannot read '{tmp_path}/00006-tiny/training_options.json': it "
         "is damaged, or not of this version.",
         "00003-tiny is unfinished, too, but differs in --seed (0 there), --gamma (7.0 there); "
-        f"--resume={tmp_path}/00003-tiny goes on with it.",
+        f"--resume={tmp_path}/00003-tiny resumes it.",
         *(
             f"{name} is unfinished, too, but differs in --seed (0 there); "
-            f"--resume={tmp_path}/{name} goes on with it."
+            f"--resume={tmp_path}/{name} resumes it."
             for name in ("00002-tiny", "00001-tiny")
         ),
     ]
@@ -301,7 +299,9 @@ def test_of_measurements_those_of_lost_snapshots_are_cut(tmp_path):
     "others",
     [
         dict(parts=[]), dict(parts={}), dict(parts={"training": []}), dict(random="x"),
-        dict(parts={"training": {"nimg": "x"}}), dict(journals=["stats.jsonl"]), dict(dataset=1),
+        
+        dict(parts={"training": {"progress": {"nimg": "x"}}, "snapshots": {}}),
+        dict(journals=["stats.jsonl"]), dict(dataset=1),
         dict(journals={"stats.jsonl": "long"}), dict(journals={"stats.jsonl": -1}),
     ],
 )  # fmt: skip
