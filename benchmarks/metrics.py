@@ -107,7 +107,7 @@ def features():
     from metrics.moments import MomentsAccumulator
     from metrics.sources import ImageFiles
     from training.dataset import ImageFolderDataset
-    from training.settings.config import TrainingConfig
+    from training.settings.families import make_config
     from training.state import create_state
 
     with tempfile.TemporaryDirectory() as folder:
@@ -119,9 +119,7 @@ def features():
         detector = load_detector("inception", f"{folder}/digits.pt", cpu)
         feature_fn = partial(detector, output="features")
         files = ImageFiles(data)
-        config = TrainingConfig.from_options(
-            {"data": data, "cfg": "digits", "device": "cpu"}, resolution=16
-        )
+        config = make_config({"data": data, "cfg": "digits", "device": "cpu"}, resolution=16)
         G = create_state(config, ImageFolderDataset(data), cpu).G_ema
         sides = {
             "files": files.producer([feature_fn], files.view(True)),

@@ -31,9 +31,10 @@ from torch.utils.flop_counter import flop_registry  # noqa: E402
 
 import train  # noqa: E402
 from coopinit_patch.loss import no_report  # noqa: E402
+from dnnlib.errors import OptionError  # noqa: E402
 from training.ema import update_ema  # noqa: E402
 from training.launch.command import machine_settings  # noqa: E402
-from training.settings.config import TrainingConfig  # noqa: E402
+from training.settings.families import make_config  # noqa: E402
 from training.stages import build_stages, run_phase  # noqa: E402
 from training.state import create_state  # noqa: E402
 from training.training_loop import prepare_device  # noqa: E402
@@ -62,7 +63,7 @@ def main(context, resolution, channels, classes, warmup, repeats, save):
     try:
         config = read_options(context.args, resolution)
         steps = Steps(config, images)
-    except ValueError as error:
+    except (OptionError, ValueError) as error:
         raise click.UsageError(str(error)) from error
     measured = {name: steps.count(name) for name in steps.stages}
     for repeat in range(warmup + repeats):
@@ -89,7 +90,7 @@ def read_options(args, resolution):
     unused = ("outdir", "dry_run", "restart", "metrics")
     given = {k: value for k, value in given.items() if value is not None and k not in unused}
     settings = machine_settings(given) | {"coop_kimg": given.get("coop_kimg") or 1}
-    return TrainingConfig.from_options(settings, resolution=resolution)
+    return make_config(settings, resolution=resolution)
 
 
 class MultiplyAdds(TorchDispatchMode):

@@ -8,7 +8,6 @@ import torch
 from training.augment import AugmentPipe
 from training.networks import Discriminator, Generator
 from training.settings.augpipes import augment_kwargs
-from training.settings.validation import CHANNEL_BASE
 from training.spectral_norm import add_spectral_norm, without_spectral_norm
 from training.transfer import load_weights
 
@@ -106,7 +105,7 @@ def _generator(config, dataset):
         mapping_kwargs=dict(num_layers=config.mapping_layers),
         synthesis_kwargs=dict(
             architecture=config.g_arch,
-            channel_base=round(config.g_scale * CHANNEL_BASE),
+            channel_base=config.channel_bases[0],
             channel_max=config.channel_max,
             num_fp16_res=config.num_half_res,
             conv_clamp=config.conv_clamp,
@@ -121,7 +120,7 @@ def _discriminator(config, dataset):
         img_resolution=dataset.resolution,
         img_channels=dataset.num_channels,
         architecture=config.d_arch,
-        channel_base=round(config.d_scale * CHANNEL_BASE),
+        channel_base=config.channel_bases[1],
         channel_max=config.channel_max,
         num_fp16_res=config.num_half_res,
         conv_clamp=config.conv_clamp,

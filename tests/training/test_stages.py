@@ -4,7 +4,7 @@ import math
 import pytest
 import torch
 
-from training.settings.config import TrainingConfig
+from training.settings.families import make_config
 from training.stages import GRADIENT_LIMIT, Phase, Stage, build_stages, enter_stage, run_phase
 from training.state import create_state
 
@@ -17,7 +17,7 @@ class TinyData:
 
 def config(**options):
     tiny = dict(data="x.zip", cfg="digits", g_scale=1 / 256, d_scale=1 / 256, z_dim=8, w_dim=8)
-    return TrainingConfig.from_options(tiny | options, resolution=8)
+    return make_config(tiny | options, resolution=8)
 
 
 @pytest.fixture

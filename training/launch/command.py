@@ -12,8 +12,11 @@ from pathlib import Path
 
 import click
 
-from training.settings.config import ConfigError, TrainingConfig
-from training.settings.validation import timeout_problems
+from dnnlib.errors import OptionError
+from training.settings.config import TrainingConfig
+from training.settings.families import make_config
+from training.settings.ranges import value_problems
+from training.settings.setting import settings_of
 
 
 @contextlib.contextmanager
@@ -29,8 +32,9 @@ def processes_started_together(given):
         yield
         return
     device = machine_settings(given)["device"]
-    minutes = given.get("timeout_minutes", TrainingConfig.timeout_minutes)
-    for problem in timeout_problems(minutes):
+    declared = settings_of(TrainingConfig)["timeout_minutes"]
+    minutes = given.get("timeout_minutes", declared.default)
+    for problem in value_problems(declared, minutes):
         raise click.UsageError(problem)
     with contextlib.ExitStack() as stack:
         try:
@@ -103,8 +107,8 @@ def configure(given):
     given = {"cudnn_benchmark": True} | machine_settings(given)
     dataset = open_dataset(given)
     try:
-        return TrainingConfig.from_options(given, resolution=dataset.resolution), dataset
-    except ConfigError as error:
+        return make_config(given, dataset.resolution), dataset
+    except OptionError as error:
         raise click.UsageError(str(error)) from error
 
 
@@ -130,7 +134,7 @@ def reopen(outdir, given):
         config, changes = changed_settings(run_dir, machine_settings(given))
     except CheckpointError as error:
         raise click.ClickException(str(error)) from error
-    except ConfigError as error:
+    except OptionError as error:
         raise click.UsageError(str(error)) from error
     return run_dir, config, open_dataset(dataclasses.asdict(config)), [*lines, *changes]
 
