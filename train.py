@@ -2,6 +2,7 @@
 
 import dataclasses
 from functools import partial
+from typing import Any
 
 import click
 
@@ -39,7 +40,7 @@ OTHERS = {
     sections=option_sections(OTHERS),
     context_settings={"show_default": True, "max_content_width": 100},
 )
-def main(outdir, dry_run, restart, **options):
+def main(outdir: str, dry_run: bool, restart: bool, **options: Any) -> None:
     """Train a GAN on the images of a zip or folder, made by dataset_tool.py.
 
     A command that is given again goes on with the newest unfinished run of the same settings.

@@ -57,7 +57,8 @@ def options_page() -> str:
 
 def options_table(command: click.Command, options: Iterable[click.Parameter]) -> str:
     """A table of options of a command, as its help text describes them."""
-    context = click.Context(command, **dict(command.context_settings) | {"terminal_width": 100})
+    settings: dict[str, Any] = {**command.context_settings, "terminal_width": 100}
+    context = click.Context(command, **settings)
     records = [option.get_help_record(context) for option in options]
     rows = [option_row(record) for record in records if record is not None]
     return table(("option", "default", "meaning"), rows)

@@ -13,6 +13,7 @@ from tests.hostile_pickles import HOSTILE
 from tests.train_cli import SMALL, refused, snapshot, trained
 from training.launch.command import last_line
 from training.run.checkpoint import find_checkpoints
+from training.settings.options import NumberOrWord
 from training.snapshot import save_snapshot
 from training.training_loop import TrainingRun
 
@@ -27,8 +28,7 @@ def data(tmp_path_factory):
 NUMERIC = [
     parameter.opts[0]
     for parameter in train.main.params
-    if isinstance(parameter.type, train.FloatOrLiteral)
-    or parameter.type in (click.INT, click.FLOAT)
+    if isinstance(parameter.type, NumberOrWord) or parameter.type in (click.INT, click.FLOAT)
 ]
 
 
