@@ -2,68 +2,18 @@
 
 import dataclasses
 from functools import partial
+from typing import Any
 
 import click
 
 from dnnlib.command import SectionedCommand
 from dnnlib.errors import OptionError, UserError
-from torch_utils.ops.backend import MODES
-from training.settings.augpipes import AUGPIPES
-from training.settings.config import TrainingConfig, setting_docs
-from training.settings.presets import CFG_NAMES
-from training.settings.validation import (
-    ARCHITECTURES,
-    AUGMENTATIONS,
-    LOSSES,
-    NOISE_SCHEDULES,
-    ON_DIVERGENCE,
-    PRECISIONS,
-)
+from training.settings.common import GENERAL, PERFORMANCE
+from training.settings.options import option_sections
 
-DEFAULTS = {f.name: f.default for f in dataclasses.fields(TrainingConfig)}
-DOCS = setting_docs()
-
-
-class FloatOrLiteral(click.ParamType):
-    """A number, or the word "literal"."""
-
-    name = "float|literal"
-
-    def convert(self, value, param, ctx):
-        """Convert the text of the command line."""
-        if value == "literal":
-            return value
-        try:
-            return float(value)
-        except ValueError:
-            self.fail(f"{value!r} is neither a number nor 'literal'.", param, ctx)
-
-
-def snapshot_or_none(ctx, param, value):
-    """`noresume` is how scripts for the official train.py spell the default of --resume."""
-    return None if value == "noresume" else value
-
-
-def names(ctx, param, value):
-    """A comma-separated list as a tuple."""
-    return None if value is None else tuple(n.strip() for n in value.split(",") if n.strip())
-
-
-def option(name, default="from --cfg", **kwargs):
-    """One setting of `TrainingConfig`: its help text and default come from there.
-
-    `default` describes what holds where the field has no default of its own.
-    """
-    field = name.lstrip("-").replace("-", "_")
-    doc, _, without = DOCS[field].partition("; None: ")
-    if DEFAULTS[field] is not dataclasses.MISSING:
-        default = without if DEFAULTS[field] in (None, ()) else DEFAULTS[field]
-    shown = "" if not str(default) or kwargs.get("required") else f"  [default: {default}]"
-    return click.Option([name], help=doc[0].upper() + doc[1:] + shown, **kwargs)
-
-
-OPTIONS = {
-    "General": [
+# Options that are no settings of a run.
+OTHERS = {
+    GENERAL: [
         click.Option(
             ["--outdir"], default="training-runs", help="Folder of all runs", metavar="DIR"
         ),
@@ -73,105 +23,20 @@ OPTIONS = {
             is_flag=True,
             help="Start a new run, even where one with the same settings is unfinished",
         ),
-        click.Option(["--device"], help="cpu, cuda or cuda:N  [default: cuda where there is one]"),
-        option("--gpus", type=int),
-        option("--timeout-minutes", type=float),
-        option("--snap", type=int),
-        option("--save-minutes", type=float),
-        option("--seed", type=int),
-        option("--on-divergence", type=click.Choice(ON_DIVERGENCE)),
-        option("--stop-on", callback=names, metavar="LIST"),
-        option("--metrics", metavar="LIST"),
-        option("--detector", metavar="PT"),
-        option("--keep", type=int),
     ],
-    "Data": [
-        option("--data", default="needed for a new run", metavar="PATH"),
-        option("--cond", type=bool, metavar="BOOL"),
-        option("--subset", type=int),
-        option("--mirror", type=bool, metavar="BOOL"),
-        option("--workers", type=int),
-        option("--cache", type=bool, metavar="BOOL"),
-    ],
-    "Preset, and what it sets": [
-        option("--cfg", type=click.Choice(CFG_NAMES)),
-        option("--gamma", type=float),
-        option("--kimg", type=int),
-        option("--batch", type=int),
-    ],
-    "Networks": [
-        option("--mapping-layers", type=int),
-        option("--g-arch", type=click.Choice(ARCHITECTURES)),
-        option("--d-arch", type=click.Choice(ARCHITECTURES)),
-        option("--g-scale", type=float),
-        option("--d-scale", type=float),
-        option("--channel-max", type=int),
-        option("--sn", type=bool, metavar="BOOL"),
-    ],
-    "Augmentation": [
-        option(
-            "--aug",
-            type=click.Choice(AUGMENTATIONS),
-            default="ada with --loss=ns and R1, else noaug",
-        ),
-        option("--p", type=float),
-        option("--target", type=float),
-        option("--augpipe", type=click.Choice(list(AUGPIPES))),
-    ],
-    "Loss and regularisation": [
-        option("--loss", type=click.Choice(LOSSES)),
-        option("--gp-weight", type=float),
-        option("--lazy", type=bool, metavar="BOOL"),
-        option("--pl-weight", type=float),
-        option("--style-mixing", type=float),
-        option("--zcr", type=bool, metavar="BOOL"),
-        option("--zcr-g", type=float),
-        option("--zcr-d", type=float),
-        option("--zcr-noise", type=float),
-        option("--brc", type=bool, metavar="BOOL"),
-        option("--brc-lookahead", type=int),
-        option("--brc-limit", type=float),
-    ],
-    "Learning rates": [
-        option("--lr", type=float),
-        option("--lr-g", type=float),
-        option("--lr-d", type=float),
-    ],
-    "Transfer learning": [
-        option("--resume", metavar="PKL|RUN_DIR|latest", callback=snapshot_or_none),
-        option("--freezed", type=int),
-    ],
-    "Performance": [
-        option(
-            "--precision", type=click.Choice(PRECISIONS), default="fp16 on CUDA, fp32 on the CPU"
-        ),
+    PERFORMANCE: [
         click.Option(["--fp32"], type=bool, metavar="BOOL", help="The same as --precision=fp32"),
-        option("--nhwc", type=bool, metavar="BOOL"),
         click.Option(["--nobench"], type=bool, metavar="BOOL", help="No cuDNN benchmarking"),
-        option("--allow-tf32", type=bool, metavar="BOOL"),
-        option("--ops", type=click.Choice(MODES)),
-    ],
-    "Cooperative initialisation (CoopInit)": [
-        option("--coop-kimg", type=int),
-        option("--coop-steps", type=int),
-        option("--coop-step-size", type=float),
-        option("--coop-noise", type=FloatOrLiteral(), metavar="FLOAT|literal"),
-        option("--coop-noise-schedule", type=click.Choice(NOISE_SCHEDULES)),
-        option("--coop-step-clip", type=float),
-        option("--coop-clamp", type=float),
-        option("--coop-energy-l2", type=float),
-        option("--coop-lr-g", type=float),
-        option("--coop-lr-d", type=float),
     ],
 }
 
 
 @click.command(
     cls=SectionedCommand,
-    sections=OPTIONS,
+    sections=option_sections(OTHERS),
     context_settings={"show_default": True, "max_content_width": 100},
 )
-def main(outdir, dry_run, restart, **options):
+def main(outdir: str, dry_run: bool, restart: bool, **options: Any) -> None:
     """Train a GAN on the images of a zip or folder, made by dataset_tool.py.
 
     A command that is given again resumes the newest unfinished run of the same settings.

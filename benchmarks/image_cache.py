@@ -29,7 +29,7 @@ from benchmarks.train_step import processor  # noqa: E402
 from training.data.data_loader import RealImages  # noqa: E402
 from training.data.image_cache import cache_images  # noqa: E402
 from training.dataset import ImageFolderDataset  # noqa: E402
-from training.settings.config import TrainingConfig  # noqa: E402
+from training.settings.families import make_config  # noqa: E402
 
 
 @click.command()
@@ -43,7 +43,7 @@ def main(resolution, count, workers, blocks, save):
     with tempfile.TemporaryDirectory() as folder:
         archive = Path(folder) / "images.zip"
         write_archive(archive, resolution, count)
-        config = TrainingConfig.from_options(
+        config = make_config(
             dict(data=str(archive), workers=workers, batch=64, cfg="stylegan2"),
             resolution=resolution,
         )

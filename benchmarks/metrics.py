@@ -108,7 +108,7 @@ def features():
     from metrics.sources import ImageFiles
     from training.dataset import ImageFolderDataset
     from training.model import build_model
-    from training.settings.config import TrainingConfig
+    from training.settings.families import make_config
 
     with tempfile.TemporaryDirectory() as folder:
         data = f"{folder}/digits.zip"
@@ -119,9 +119,7 @@ def features():
         detector = load_detector("inception", f"{folder}/digits.pt", cpu)
         feature_fn = partial(detector, output="features")
         files = ImageFiles(data)
-        config = TrainingConfig.from_options(
-            {"data": data, "cfg": "digits", "device": "cpu"}, resolution=16
-        )
+        config = make_config({"data": data, "cfg": "digits", "device": "cpu"}, resolution=16)
         G = build_model(config, ImageFolderDataset(data), cpu, print).nets["G_ema"]
         sides = {
             "files": files.producer([feature_fn], files.view(True)),

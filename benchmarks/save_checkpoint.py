@@ -35,14 +35,11 @@ from benchmarks.train_step import processor  # noqa: E402
 from training.launch.plan import machine_settings  # noqa: E402
 from training.run.checkpoint import find_checkpoints  # noqa: E402
 from training.settings.config import TrainingConfig  # noqa: E402
+from training.settings.families import make_config  # noqa: E402
 from training.training_loop import iterate  # noqa: E402
 from training.training_run import TrainingRun  # noqa: E402
 
-DEFAULT_SECONDS = 60 * next(
-    field.default
-    for field in TrainingConfig.__dataclass_fields__.values()
-    if field.name == "save_minutes"
-)
+DEFAULT_SECONDS = 60 * TrainingConfig.save_minutes
 
 
 @click.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
@@ -59,7 +56,7 @@ def main(context, resolution, channels, iterations, blocks, save):
     given = {name: parsed[name] for name in parsed if parsed[name] is not None}
     for name in ("outdir", "dry_run", "restart", "metrics"):
         given.pop(name, None)
-    config = TrainingConfig.from_options(machine_settings(given), resolution=resolution)
+    config = make_config(machine_settings(given), resolution=resolution)
     with tempfile.TemporaryDirectory(dir=".") as folder:  # on the disk, not in memory
         run = TrainingRun(config, RandomImages(resolution, channels), Path(folder))
         with run.reporter, run.data:

@@ -31,11 +31,12 @@ from torch.utils.flop_counter import flop_registry  # noqa: E402
 import train  # noqa: E402
 from benchmarks.random_images import RandomImages  # noqa: E402
 from coopinit_patch.loss import no_report  # noqa: E402
+from dnnlib.errors import OptionError  # noqa: E402
 from training.ema import update_ema  # noqa: E402
 from training.launch.plan import machine_settings  # noqa: E402
 from training.model import build_model  # noqa: E402
 from training.run.device import prepare_device  # noqa: E402
-from training.settings.config import TrainingConfig  # noqa: E402
+from training.settings.families import make_config  # noqa: E402
 from training.stages import run_phase  # noqa: E402
 
 
@@ -54,7 +55,7 @@ def main(context, resolution, channels, classes, warmup, repeats, save):
     try:
         config = read_options(context.args, resolution)
         steps = Steps(config, images)
-    except ValueError as error:
+    except (OptionError, ValueError) as error:
         raise click.UsageError(str(error)) from error
     measured = {name: steps.count(name) for name in steps.stages}
     for repeat in range(warmup + repeats):
@@ -81,7 +82,7 @@ def read_options(args, resolution):
     unused = ("outdir", "dry_run", "restart", "metrics")
     given = {k: value for k, value in given.items() if value is not None and k not in unused}
     settings = machine_settings(given) | {"coop_kimg": given.get("coop_kimg") or 1}
-    return TrainingConfig.from_options(settings, resolution=resolution)
+    return make_config(settings, resolution=resolution)
 
 
 class MultiplyAdds(TorchDispatchMode):

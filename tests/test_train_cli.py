@@ -17,8 +17,7 @@ import generate
 import train
 from tests import tiny
 from tests.train_cli import SMALL, invoke, refused, snapshot, ticks, trained
-from training.settings.config import TrainingConfig
-from training.settings.presets import CFG_NAMES
+from training.settings.families import config_from_json, preset_names
 
 ROOT = Path(train.__file__).parent
 FORK = "ignore::DeprecationWarning:multiprocessing.popen_fork"  # see tiny.starts_workers
@@ -56,7 +55,7 @@ def test_contents_of_the_run_folder(first):
 
 
 def test_recorded_options(first, data):
-    config = TrainingConfig.from_json((first[0] / "training_options.json").read_text())
+    config = config_from_json((first[0] / "training_options.json").read_text())
     assert (config.data, config.resolution, config.batch) == (data, 8, 96)
     assert (config.kimg, config.coop_kimg, config.coop_steps, config.gamma) == (2, 1, 2, 0)
 
@@ -228,7 +227,7 @@ def test_options_of_the_cooperative_stage(data):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("cfg", CFG_NAMES)
+@pytest.mark.parametrize("cfg", preset_names())
 def test_presets(data, cfg):
     result = invoke(f"--data={data}", "-n", f"--cfg={cfg}", "--resume=ffhq256")
     assert result.exit_code == 0, result.output

@@ -15,6 +15,7 @@ from tests.train_cli import SMALL, refused, snapshot, trained
 from training import training_loop
 from training.launch import session
 from training.run.checkpoint import find_checkpoints
+from training.settings.options import NumberOrWord
 from training.snapshot import save_snapshot
 
 FEW_CHANNELS = ("--g-scale=0.001953125", "--d-scale=0.001953125", "--gamma=0")
@@ -28,8 +29,7 @@ def data(tmp_path_factory):
 NUMERIC = [
     parameter.opts[0]
     for parameter in train.main.params
-    if isinstance(parameter.type, train.FloatOrLiteral)
-    or parameter.type in (click.INT, click.FLOAT)
+    if isinstance(parameter.type, NumberOrWord) or parameter.type in (click.INT, click.FLOAT)
 ]
 
 

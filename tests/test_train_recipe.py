@@ -2,9 +2,9 @@
 
 import pytest
 
+from models.stylegan2.settings import LOSSES
 from tests import tiny
 from tests.train_cli import snapshot, ticks, trained
-from training.settings.validation import LOSSES
 
 # Four channels at 8x8, and enough iterations for every lazy regulariser to come up.
 TINY = ("--batch=100", "--g-scale=0.001953125", "--d-scale=0.001953125", "--gamma=0")

@@ -8,7 +8,7 @@ from tests import make_data
 from training.dataset import ImageFolderDataset
 from training.model import build_model
 from training.networks import Discriminator, Generator
-from training.settings.config import TrainingConfig
+from training.settings.families import make_config
 from training.snapshot import save_snapshot
 
 # From Python 3.12 on, forking while PyTorch has threads is warned of; data-loader workers do so.
@@ -25,7 +25,7 @@ def write_data(path, count=20, size=8, classes=3, channels=1):
 def config(resolution=8, **options):
     """Settings of a run on `write_data()`, with changes."""
     small = dict(data="tiny.zip", cfg="digits", kimg=1, batch=8, workers=0, ops="ref")
-    return TrainingConfig.from_options(small | options, resolution=resolution)
+    return make_config(small | options, resolution=resolution)
 
 
 def model(data, report=lambda name, value: None, networks=None, **options):

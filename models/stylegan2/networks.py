@@ -7,7 +7,6 @@ import torch
 from training.augment import AugmentPipe
 from training.networks import Discriminator, Generator
 from training.settings.augpipes import augment_kwargs
-from training.settings.validation import CHANNEL_BASE
 
 if TYPE_CHECKING:
     from models.stylegan2.settings import StyleGAN2Config
@@ -24,7 +23,7 @@ def build_generator(config: "StyleGAN2Config", dataset: Any) -> Generator:
         mapping_kwargs=dict(num_layers=config.mapping_layers),
         synthesis_kwargs=dict(
             architecture=config.g_arch,
-            channel_base=round(config.g_scale * CHANNEL_BASE),
+            channel_base=config.channel_bases[0],
             channel_max=config.channel_max,
             num_fp16_res=config.num_half_res,
             conv_clamp=config.conv_clamp,
@@ -40,7 +39,7 @@ def build_discriminator(config: "StyleGAN2Config", dataset: Any) -> Discriminato
         img_resolution=dataset.resolution,
         img_channels=dataset.num_channels,
         architecture=config.d_arch,
-        channel_base=round(config.d_scale * CHANNEL_BASE),
+        channel_base=config.channel_bases[1],
         channel_max=config.channel_max,
         num_fp16_res=config.num_half_res,
         conv_clamp=config.conv_clamp,

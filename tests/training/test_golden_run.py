@@ -13,7 +13,7 @@ import pytest
 
 from training.dataset import ImageFolderDataset
 from training.monitor.curves import read_stats
-from training.settings.config import TrainingConfig
+from training.settings.families import make_config
 from training.training_loop import end_tick, iterate
 from training.training_run import TrainingRun
 
@@ -50,7 +50,7 @@ def train(folder, ops):
         gamma=1.0, pl_weight=2.0, aug="noaug", style_mixing=0.9, d_arch="resnet", workers=0,
         g_reg_interval=2, d_reg_interval=2, ops=ops,
     )  # fmt: skip
-    config = TrainingConfig.from_options(settings, resolution=32)
+    config = make_config(settings, resolution=32)
     dataset = ImageFolderDataset(str(data), use_labels=True, xflip=True)
     run_dir = folder / "run"
     run_dir.mkdir()

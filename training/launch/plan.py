@@ -12,6 +12,8 @@ from typing import Any
 
 from dnnlib.errors import OptionError
 from training.settings.config import TrainingConfig
+from training.settings.families import make_config
+from training.settings.run_name import describe_run
 from training.settings.validation import remarks
 
 
@@ -73,7 +75,6 @@ def _resume_same_or_start(given: Mapping[str, Any], outdir: str, restart: bool) 
     from torch_utils import distributed
     from training.launch.attempts import job_name, started_again
     from training.run.resume import find_unfinished
-    from training.run.run_dir import describe_run
 
     if "data" not in given and "resume" in given:
         raise OptionError(
@@ -101,7 +102,7 @@ def configure(given: Mapping[str, Any]) -> tuple[TrainingConfig, Any]:
     """Open the data set and complete the settings."""
     settings = {"cudnn_benchmark": True} | machine_settings(given)
     dataset = open_dataset(settings)
-    return TrainingConfig.from_options(settings, resolution=dataset.resolution), dataset
+    return make_config(settings, dataset.resolution), dataset
 
 
 def machine_settings(given: Mapping[str, Any]) -> dict[str, Any]:

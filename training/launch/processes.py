@@ -8,7 +8,8 @@ from typing import Any
 
 from dnnlib.errors import OptionError, UserError, last_line
 from training.settings.config import TrainingConfig
-from training.settings.validation import timeout_problems
+from training.settings.ranges import value_problems
+from training.settings.setting import settings_of
 
 # torch is imported inside functions, so that `train.py --help` answers at once.
 
@@ -35,8 +36,9 @@ def started_together(given: dict[str, Any]) -> Iterator[None]:
         yield
         return
     device = machine_settings(given)["device"]
-    minutes = given.get("timeout_minutes", TrainingConfig.timeout_minutes)
-    for problem in timeout_problems(minutes):
+    declared = settings_of(TrainingConfig)["timeout_minutes"]
+    minutes = given.get("timeout_minutes", declared.default)
+    for problem in value_problems(declared, minutes):
         raise OptionError(problem)
     with contextlib.ExitStack() as stack:
         try:

@@ -2,7 +2,7 @@
 
 They are looked for at the end of every tick, in statistics that a run collects anyway. A new one
 is a function and an entry of `SYMPTOMS`, and its name in `SYMPTOMS` of
-`training/settings/validation.py`.
+`training/settings/common.py`.
 """
 
 import math

@@ -5,6 +5,7 @@ import os
 import re
 from pathlib import Path
 
+from dnnlib.errors import OptionError
 from dnnlib.util import atomic_write
 from training.monitor.metric_records import MEASUREMENTS, forget_measurements, metric_of
 from training.run.checkpoint import (
@@ -14,7 +15,7 @@ from training.run.checkpoint import (
     read_newest_checkpoint,
 )
 from training.run.run_dir import job_of
-from training.settings.config import ConfigError, TrainingConfig
+from training.settings.families import config_from_json
 
 # Files of numbers that a run appends to; log.txt keeps what was said, of lost iterations, too.
 JOURNALS = ("stats.jsonl", "events.out.tfevents.*", MEASUREMENTS)
@@ -29,8 +30,8 @@ def read_settings(run_dir):
     """
     path = Path(run_dir) / "training_options.json"
     try:
-        return TrainingConfig.from_json(path.read_text())
-    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        return config_from_json(path.read_text())
+    except (OSError, OptionError, ValueError, TypeError, KeyError, RecursionError) as error:
         known = isinstance(error, OSError)
         problem = error.strerror if known else "it is damaged, or not of this version"
         raise CheckpointError(f"Cannot read '{path}': {problem}.") from error
@@ -153,14 +154,14 @@ def changed_settings(run_dir, given):
         (`TrainingConfig`, lines about what has changed).
 
     Raises:
-        CheckpointError, ConfigError: The settings cannot be read, or not be as asked for.
+        CheckpointError, OptionError: The settings cannot be read, or not be as asked for.
     """
     before = read_settings(run_dir)
     after = before.changed(given)
     if is_finished(run_dir, after.kimg):
         raise _finished(run_dir, find_checkpoints(run_dir)[0].nimg)
     if fixed := before.fixed_differences(after):
-        raise ConfigError(
+        raise OptionError(
             f"a run cannot go on with another {', '.join(fixed)}: leave it out, or start a new run"
         )
     return after, changes(before, after)

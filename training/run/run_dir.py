@@ -1,4 +1,4 @@
-"""Names and folders of runs."""
+"""Folders of runs."""
 
 import contextlib
 import errno
@@ -9,7 +9,6 @@ import time
 from pathlib import Path
 
 from dnnlib.full_disk import LogFile
-from training.settings.transfer_names import OFFICIAL_SNAPSHOTS
 
 try:
     import fcntl
@@ -20,55 +19,6 @@ JOB = ".job"
 PATIENCE = 60  # seconds: one that was asked to stop saves, those it has spawned outlive it a little
 
 logger = logging.getLogger(__name__)
-
-# Options of ours that a description names when they are given, in this order.
-NAMED = (
-    "gp_weight", "lr", "lr_g", "lr_d", "g_arch", "d_arch", "g_scale", "d_scale", "channel_max",
-    "mapping_layers", "lazy", "pl_weight", "style_mixing", "sn", "zcr", "zcr_g", "zcr_d",
-    "zcr_noise", "brc", "brc_lookahead", "brc_limit", "precision", "coop_steps", "coop_step_size",
-    "coop_noise", "coop_noise_schedule", "coop_step_clip", "coop_clamp", "coop_energy_l2",
-    "coop_lr_g", "coop_lr_d",
-)  # fmt: skip
-
-
-def describe_run(dataset_name, config, given):
-    """Description of a run, as StyleGAN2-ADA names its folders.
-
-    Args:
-        dataset_name: Name of the data set.
-        config: The `TrainingConfig`.
-        given: Options the user gave, by field name; only those are named.
-    """
-    resume = config.resume if config.resume in OFFICIAL_SNAPSHOTS else "custom"
-    cfg = f"auto{config.gpus}" if config.cfg == "auto" else config.cfg
-    parts = [  # (text, whether it is named), in the official order; ours at the end
-        (dataset_name, True),
-        ("cond", config.cond),
-        (f"subset{config.subset}", config.subset is not None),
-        ("mirror", config.mirror),
-        (cfg, True),
-        (f"gamma{config.gamma:g}", "gamma" in given),
-        (f"kimg{config.kimg}", "kimg" in given),
-        (f"batch{config.batch}", "batch" in given),
-        (config.aug, "aug" in given),
-        (f"p{config.p}", "p" in given),
-        (f"target{config.target:g}", "target" in given),
-        (config.augpipe, "augpipe" in given),
-        (f"resume{resume}", config.resume is not None),
-        (f"freezed{config.freezed}", "freezed" in given),
-        (f"coop{config.coop_kimg}", config.coop_kimg > 0 and "coop_kimg" in given),
-        (config.loss, "loss" in given),
-        *((_short(name, getattr(config, name)), name in given) for name in NAMED),
-    ]
-    return "-".join(text for text, named in parts if named)
-
-
-def _short(name, value):
-    """`dscale0.25`, `sn`, `nolazy`: a setting as a part of a folder's name."""
-    name = name.replace("_", "")
-    if isinstance(value, bool):
-        return name if value else f"no{name}"
-    return f"{name}{value:g}" if isinstance(value, float) else f"{name}{value}"
 
 
 def create_run_dir(outdir, description, job=""):

@@ -7,7 +7,7 @@ from tests import tiny
 from tests.train_cli import SMALL, invoke, ticks, trained
 from training.monitor.diagnostics import SYMPTOMS, Diagnostics, SymptomError, relative_diversity
 from training.monitor.verdict import Action, Verdict
-from training.settings.validation import SYMPTOMS as NAMES
+from training.settings.common import SYMPTOMS as NAMES
 
 
 def entry(mean, std=0.0):

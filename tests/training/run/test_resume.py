@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from dnnlib.errors import OptionError
 from tests import tiny
 from training.run.checkpoint import CheckpointError, write_checkpoint
 from training.run.resume import (
@@ -21,7 +22,6 @@ from training.run.resume import (
     write_settings,
 )
 from training.run.run_dir import JOB, lock_run
-from training.settings.config import ConfigError
 
 DATA = SimpleNamespace(signature="as it was")
 
@@ -194,7 +194,7 @@ def test_settings_may_change(tmp_path):
 def test_a_batch_that_does_not_divide(tmp_path):
     run_dir = make_run(tmp_path, 0, batch=8)
     assert changed_settings(run_dir, dict(batch=12))[0].batch_gpu == 12
-    with pytest.raises(ConfigError, match="--batch=12 cannot be split over --gpus=5"):
+    with pytest.raises(OptionError, match="--batch=12 cannot be split over --gpus=5"):
         changed_settings(run_dir, dict(batch=12, gpus=5))
 
 
@@ -202,7 +202,7 @@ def test_a_batch_that_does_not_divide(tmp_path):
 def test_what_may_not_change(tmp_path, options):
     run_dir = make_run(tmp_path, 0)
     [name] = options
-    with pytest.raises(ConfigError, match=f"go on with another --{name.replace('_', '-')}"):
+    with pytest.raises(OptionError, match=f"go on with another --{name.replace('_', '-')}"):
         changed_settings(run_dir, options)
 
 
