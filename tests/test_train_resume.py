@@ -231,6 +231,9 @@ def test_a_run_that_was_ended_while_measuring_measures_again(stopped, monkeypatc
     def measure(_G, path):
         measured.append(path.name)
         if len(measured) == 1:
+            end = time.monotonic() + 60
+            while seen(run_dir) != 440 and time.monotonic() < end:  # a thread writes it
+                time.sleep(0.01)
             raise Killed
         return {"fid": 1.0}
 
