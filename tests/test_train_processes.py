@@ -115,6 +115,7 @@ def test_timeouts_under_torchrun(monkeypatch, minutes):
     assert "--timeout-minutes must be above 0 and at most 10080" in line
 
 
+@pytest.mark.slow
 def test_a_parent_that_is_killed_is_gone_on_with_at_once(data, tmp_path):
     """What it has spawned outlives it for a moment."""
     outdir = tmp_path / "runs"
@@ -128,6 +129,7 @@ def test_a_parent_that_is_killed_is_gone_on_with_at_once(data, tmp_path):
     assert run_of(outdir)
 
 
+@pytest.mark.slow
 def test_an_error_of_the_system_is_one_line_with_several_processes(data, tmp_path):
     outdir = tmp_path / "runs"
     assert "Done." in output_of(start(command(data, outdir)))
@@ -139,6 +141,7 @@ def test_an_error_of_the_system_is_one_line_with_several_processes(data, tmp_pat
     assert "Traceback" not in output and "exit code" not in output
 
 
+@pytest.mark.slow
 def test_data_that_are_replaced_end_all_with_the_state_saved(data, tmp_path):
     outdir, path = tmp_path / "runs", tmp_path / "data.zip"
     shutil.copy(data, path)
@@ -155,6 +158,7 @@ def test_data_that_are_replaced_end_all_with_the_state_saved(data, tmp_path):
     assert f"Going on with the unfinished run {run_dir}." in output
 
 
+@pytest.mark.slow
 def test_a_process_that_hangs_ends_all(data, tmp_path):
     outdir = tmp_path / "runs"
     process = start(
@@ -169,6 +173,7 @@ def test_a_process_that_hangs_ends_all(data, tmp_path):
     assert not stopped.is_running()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("send", "name"), [(os.killpg, "SIGINT"), (os.kill, "SIGUSR1")], ids=["Ctrl-C", "SIGUSR1"]
 )
@@ -183,6 +188,7 @@ def test_a_signal_stops_all_of_them_at_one_iteration(data, tmp_path, send, name)
     assert "is saved. The same command goes on from there." in output
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGUSR1"])
 def test_a_signal_while_the_processes_start_ends_all(data, tmp_path, name):
     process = start(command(data, tmp_path / "runs", "--gpus=2", "--kimg=1000"))
@@ -201,6 +207,7 @@ def wait_for_trainers(process):
     return trainers(process)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("training", [False, True], ids=["starting", "training"])
 def test_processes_end_with_the_one_that_started_them(data, tmp_path, training):
     outdir = tmp_path / "runs"
@@ -244,6 +251,7 @@ def ranks(agent):
     return {int(child.environ()["RANK"]): child for child in children}
 
 
+@pytest.mark.slow
 def test_torchrun_starts_again_what_was_killed_and_a_signal_to_one_stops_all(data, tmp_path):
     outdir = tmp_path / "runs"
     agent = start([
@@ -265,6 +273,7 @@ def test_torchrun_starts_again_what_was_killed_and_a_signal_to_one_stops_all(dat
     assert "Stopped by SIGUSR1" in output
 
 
+@pytest.mark.slow
 def test_two_machines_one_of_which_is_lost_and_started_again(data, tmp_path):
     outdir = tmp_path / "runs"
     first, second = agents(

@@ -13,6 +13,7 @@ import pytest
 
 import train
 from tests import tiny
+from tests.speed import slow
 from tests.train_cli import SMALL, invoke, refused, ticks, without_curves
 from training.launch.launcher import job_name
 from training.monitor.curves import save_curves
@@ -86,13 +87,14 @@ def test_the_same_command_goes_on(stopped):
     assert runs(run_dir.parent) == ["00000", "00001"], "what is finished is not gone on with"
 
 
-@pytest.mark.parametrize("options", [["--restart"], ["--seed=1"], ["--batch=20"]])
+@pytest.mark.parametrize("options", [slow(["--restart"]), ["--seed=1"], slow(["--batch=20"])])
 def test_a_new_run(stopped, options):
     args, run_dir = stopped
     assert invoke(*TINY, *args, *options).exit_code == 0
     assert runs(run_dir.parent) == ["00000", "00001"] and seen(run_dir) == 400
 
 
+@pytest.mark.slow
 def test_a_command_that_is_repeated_does_not_start_over_again(stopped, monkeypatch):
     args, run_dir = stopped
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
@@ -126,7 +128,7 @@ def test_a_dry_run_tells_and_changes_nothing(stopped):
     assert before | {".lock": 0} == after | {".lock": 0}
 
 
-@pytest.mark.parametrize("name", ["latest", "the folder"])
+@pytest.mark.parametrize("name", ["latest", slow("the folder")])
 def test_resume_needs_no_other_options(stopped, name):
     args, run_dir = stopped
     resume = "latest" if name == "latest" else run_dir
@@ -136,6 +138,7 @@ def test_resume_needs_no_other_options(stopped, name):
     assert runs(run_dir.parent) == ["00000"] and seen(run_dir) == 1000
 
 
+@pytest.mark.slow
 def test_another_batch_and_a_longer_run(stopped):
     args, run_dir = stopped
     result = invoke(f"--resume={run_dir}", "--batch=16", "--kimg=2")
@@ -169,6 +172,7 @@ def test_a_state_that_does_not_fit(stopped):
     assert "the checkpoint does not fit this run (training: " in line and "--restart" in line
 
 
+@pytest.mark.slow
 def test_divergence_may_be_answered_otherwise_than_before(stopped):
     args, run_dir = stopped
     result = invoke(*TINY, *args, "--on-divergence=restore")
@@ -176,6 +180,7 @@ def test_divergence_may_be_answered_otherwise_than_before(stopped):
     assert seen(run_dir) == 1000
 
 
+@pytest.mark.slow
 def test_a_run_that_may_go_back_goes_on(data, tmp_path, monkeypatch):
     """In the midst of a tick, so that its last good tick is a part of the state."""
     args = (f"--data={data}", f"--outdir={tmp_path}", "--on-divergence=restore", "--aug=ada")
@@ -188,6 +193,7 @@ def test_a_run_that_may_go_back_goes_on(data, tmp_path, monkeypatch):
     assert seen(run_dir) == 1000
 
 
+@pytest.mark.slow
 def test_signals_that_come_while_a_run_ends(stopped, monkeypatch):
     """Process managers repeat themselves, while curves are drawn."""
     args, run_dir = stopped
@@ -245,6 +251,7 @@ def test_a_run_that_was_ended_while_measuring_measures_again(stopped, monkeypatc
     assert measured[0] == measured[1] and len(measured) > 3
 
 
+@pytest.mark.slow
 def test_what_has_changed_is_in_the_log(stopped):
     _, run_dir = stopped
     assert invoke(f"--resume={run_dir}", "--batch=20").exit_code == 0
@@ -266,7 +273,7 @@ def test_networks_of_another_size_are_refused(stopped):
     assert seen(run_dir) == 400
 
 
-@pytest.mark.parametrize("what", ["snapshot", "state"])
+@pytest.mark.parametrize("what", [slow("snapshot"), "state"])
 def test_a_run_whose_result_cannot_be_written_is_not_done(stopped, monkeypatch, what):
     args, run_dir = stopped
 
@@ -298,7 +305,7 @@ sys.exit(job.wait(60))
 """
 
 
-@pytest.mark.parametrize("warning", ["SIGUSR1", "SIGINT"])
+@pytest.mark.parametrize("warning", ["SIGUSR1", slow("SIGINT")])
 def test_under_a_process_manager(data, tmp_path, warning):
     outdir = tmp_path / "runs"
     outdir.mkdir()

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from tests import make_data
+from tests.speed import slow
 from training.data.image_files import open_store
 from training.dataset import DatasetError, ImageFolderDataset
 
@@ -102,7 +103,7 @@ def _sum_of_images(dataset, queue):
     queue.put(sum(int(dataset[i][0].sum()) for i in range(len(dataset))))
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.parametrize("method", ["fork", slow("spawn")])
 def test_worker_processes_open_their_own_handle(tmp_path, method):
     if method not in multiprocessing.get_all_start_methods():
         pytest.skip(f"no {method} here")
