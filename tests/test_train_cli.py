@@ -16,7 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import generate
 import train
 from tests import tiny
-from tests.train_cli import SMALL, invoke, refused, snapshot, ticks, trained
+from tests.train_cli import SMALL, invoke, refused, snapshot, ticks, trained, without_curves
 from training.settings.families import config_from_json, preset_names
 
 ROOT = Path(train.__file__).parent
@@ -74,6 +74,8 @@ def test_the_stages_switch_at_the_first_iteration_at_or_after_coop_kimg(first):
     assert log[1].startswith("tick 0     kimg 0.1      time ")
 
 
+@pytest.mark.slow
+@without_curves
 def test_the_switch_may_fall_on_coop_kimg_itself(data, tmp_path):
     run_dir, _ = trained(
         f"--data={data}", f"--outdir={tmp_path}", "--kimg=2", "--coop-kimg=1", "--coop-steps=1",
@@ -133,6 +135,7 @@ def test_generate_makes_images_from_a_snapshot(first, tmp_path):
         assert picture.size == (8, 8)
 
 
+@without_curves
 def test_a_conditional_run_with_all_of_the_data_options(data, tmp_path):
     (tmp_path / "00007-earlier").mkdir()
     run_dir, _ = trained(
@@ -159,6 +162,7 @@ def test_a_conditional_run_with_all_of_the_data_options(data, tmp_path):
     assert not torch.equal(final["D"].b4.conv.weight, start["D"].b4.conv.weight)
 
 
+@without_curves
 def test_resume_starts_from_the_weights_of_the_snapshot(first, data, tmp_path):
     network = first[0] / "network-snapshot-000002.pkl"
     run_dir, _ = trained(
@@ -172,6 +176,7 @@ def test_resume_starts_from_the_weights_of_the_snapshot(first, data, tmp_path):
         assert np.array_equal(np.array(resumed), np.array(left))
 
 
+@pytest.mark.slow
 def test_cooperative_throughout_and_as_a_program_of_its_own(data, tmp_path):
     command = [
         sys.executable, ROOT / "train.py", f"--data={data}", *SMALL, "--coop-kimg=5",
@@ -242,6 +247,7 @@ def test_a_cooperative_stage_longer_than_the_run_is_announced(data):
     assert result.exit_code == 0 and "throughout" not in result.output
 
 
+@without_curves
 def test_adaptive_augmentation_starts_after_the_cooperative_stage(data, tmp_path):
     run_dir, _ = trained(
         f"--data={data}", f"--outdir={tmp_path}", "--kimg=3", "--coop-kimg=1", "--coop-steps=1",
@@ -255,6 +261,7 @@ def test_adaptive_augmentation_starts_after_the_cooperative_stage(data, tmp_path
     assert pipe.p.item() == pytest.approx(adversarial)
 
 
+@without_curves
 def test_fixed_augmentation(data, tmp_path):
     run_dir, _ = trained(
         f"--data={data}", f"--outdir={tmp_path}", "--batch=200", "--aug=fixed", "--p=0.3",

@@ -11,12 +11,14 @@ import train
 from dnnlib.errors import last_line
 from tests import make_data, tiny
 from tests.hostile_pickles import HOSTILE
-from tests.train_cli import SMALL, refused, snapshot, trained
+from tests.train_cli import SMALL, refused, snapshot, trained, without_curves
 from training import training_loop
 from training.launch import session
 from training.run.checkpoint import find_checkpoints
 from training.settings.options import NumberOrWord
 from training.snapshot import save_snapshot
+
+pytestmark = without_curves
 
 FEW_CHANNELS = ("--g-scale=0.001953125", "--d-scale=0.001953125", "--gamma=0")
 

@@ -20,6 +20,8 @@ from tests.train_cli import snapshot, ticks
 from training import training_loop
 from training.run.checkpoint import KEPT, find_checkpoints, read_checkpoint
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(train.__file__).parent
 KILLS = 20
 SWITCH = 62  # iterations before the one that ends the cooperative stage

@@ -14,9 +14,12 @@ from metrics import MetricError
 from metrics.evaluation import Evaluation, Settings
 from metrics.job import Job, run_job
 from tests import tiny
-from tests.train_cli import SMALL, invoke, refused, snapshot, trained
+from tests.speed import slow
+from tests.train_cli import SMALL, invoke, refused, snapshot, trained, without_curves
 from training import training_loop
 from training.run.checkpoint import read_newest_checkpoint
+
+pytestmark = without_curves
 
 COMMON = ("--kimg=2", "--coop-kimg=1", "--coop-steps=1", "--batch=100", "--gamma=0", "--snap=1")
 
@@ -128,6 +131,7 @@ def weights(run_dir):
     return torch.cat([p.flatten() for p in snapshot(run_dir)["G_ema"].parameters()])
 
 
+@pytest.mark.slow
 def test_measuring_does_not_change_training(files, tmp_path):
     found = []
     for metrics in (["--metrics=none"], ["--metrics=is20", f"--detector={files['detector']}"]):
@@ -138,6 +142,7 @@ def test_measuring_does_not_change_training(files, tmp_path):
     assert torch.equal(*found)
 
 
+@pytest.mark.slow
 def test_keep(files, tmp_path):
     options = ("--kimg=9", "--coop-kimg=1", "--coop-steps=1", "--batch=500", "--gamma=0")
     run_dir, _ = trained(
@@ -151,8 +156,8 @@ def test_keep(files, tmp_path):
     ("error", "message"),
     [
         (MetricError("generated image 3 is not finite"), "generated image 3 is not finite"),
-        (RuntimeError("eigenvalues failed"), "eigenvalues failed"),
-        (torch.OutOfMemoryError("CUDA out of memory"), "not enough memory on cpu"),
+        slow((RuntimeError("eigenvalues failed"), "eigenvalues failed")),
+        slow((torch.OutOfMemoryError("CUDA out of memory"), "not enough memory on cpu")),
     ],
 )
 def test_a_measurement_that_fails_does_not_end_training(
@@ -223,6 +228,7 @@ def test_a_detector_must_have_what_the_metrics_need(files, tmp_path):
     assert "no usable TorchScript file" in message and not (tmp_path / "runs").exists()
 
 
+@pytest.mark.slow
 def test_metrics_by_default_do_not_stand_in_the_way(files, tmp_path, offline, monkeypatch):
     import train
 
@@ -232,6 +238,7 @@ def test_metrics_by_default_do_not_stand_in_the_way(files, tmp_path, offline, mo
     assert json.loads((run_dir / "training_options.json").read_text())["metrics"] == "none"
 
 
+@pytest.mark.slow
 def test_metrics_that_are_impossible_once_stay_settings_of_the_run(
     files, tmp_path, offline, monkeypatch
 ):

@@ -1,6 +1,5 @@
-"""Several processes: the same gradients, the same networks, and what happens when one is lost."""
+"""Runs of several processes, and what happens when one of them is lost."""
 
-import itertools
 import os
 import re
 import shutil
@@ -9,211 +8,23 @@ import socket
 import subprocess
 import sys
 import time
-from datetime import timedelta
 from pathlib import Path
 
 import psutil
 import pytest
-import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import train
 from tests import tiny
 from tests.train_cli import SMALL, refused, ticks
-from torch_utils import distributed
-from torch_utils.spawn import run_processes
-from training.run import consistency
 from training.run.checkpoint import find_checkpoints, read_checkpoint
-from training.run.consistency import ConsistencyError, check_consistency, checksums
-from training.stages import run_phase
 
 ROOT = Path(train.__file__).parent
 TINY = (*SMALL, "--batch=40", "--gamma=1", "--g-scale=0.001953125", "--d-scale=0.001953125")
-CPU = torch.device("cpu")
-MINUTE = timedelta(minutes=1)
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     return tiny.write_data(tmp_path_factory.mktemp("data") / "tiny.zip", count=40)
-
-
-# One step of every phase, on the same micro-batches.
-
-# Whatever draws random numbers: Langevin and synthesis noise, mixing, augmentation, zCR.
-Z_DIM, SCALE = 16, 1 / 32
-EVERYTHING = dict(
-    batch=8, gamma=1.0, pl_weight=2.0, style_mixing=0.9, coop_kimg=1, coop_steps=2, zcr=True,
-    aug="fixed", p=0.5, cond=True, z_dim=Z_DIM, g_scale=SCALE, d_scale=SCALE,
-)  # fmt: skip
-PHASES = {
-    True: {
-        "cooperative Gmain", "cooperative Dmain", "adversarial Gmain", "adversarial Greg",
-        "adversarial Dmain", "adversarial Dreg",
-    },
-    False: {"cooperative Gmain", "cooperative Dmain", "adversarial Gboth", "adversarial Dboth"},
-}  # fmt: skip
-
-
-def micro_batches():
-    generator = torch.Generator().manual_seed(5)
-    labels = torch.eye(3)
-
-    def draw(*shape):
-        return torch.randn(shape, generator=generator)
-
-    return [
-        dict(
-            real_img=draw(4, 1, 8, 8).clamp(-1, 1), real_c=labels[[0, 1, 2, place]],
-            gen_z=draw(4, Z_DIM), gen_c=labels[[place, 2, 0, 1]],
-        )
-        for place in range(2)
-    ]  # fmt: skip
-
-
-def draw_by_content(loss):
-    """Let random numbers be a function of the micro-batch, in whichever process it is seen."""
-    accumulate = loss.accumulate_gradients
-
-    def seeded(**batch):
-        torch.manual_seed(int(batch["gen_z"].abs().sum() * 1000))
-        accumulate(**batch)
-
-    loss.accumulate_gradients = seeded
-
-
-def gradients(data, lazy):
-    """Gradients {"stage phase": {parameter: tensor}}; of two processes each sees one micro-batch.
-
-    Path lengths are held against a mean that stays where it is: a process alone moves it, by 1 %
-    of what is new, after each micro-batch; several do so after each step.
-    """
-    torch.manual_seed(0)
-    model = tiny.model(data, lazy=lazy, **EVERYTHING)
-    for name, parameter in model.G.named_parameters():
-        if name.endswith("noise_strength"):
-            torch.nn.init.constant_(parameter, 0.1)
-    batches = micro_batches()
-    if distributed.get_world_size() > 1:
-        batches = [batches[distributed.get_rank()]]
-    found = {}
-    for stage in model.stages:
-        draw_by_content(stage.loss)
-        if stage.name == "adversarial":
-            stage.loss.pl_decay = 0.0
-            stage.loss.pl_mean.fill_(0.5)
-        for phase in stage.phases:
-            [optimizer], [net] = phase.optimizers, phase.nets.values()
-            optimizer.step = lambda: None
-            run_phase(stage, phase, batches, lambda name, value: None)
-            found[f"{stage.name} {phase.name}"] = {
-                name: parameter.grad.clone() for name, parameter in net.named_parameters()
-            }
-    return found
-
-
-@pytest.mark.parametrize("lazy", [True, False], ids=["lazy", "not lazy"])
-def test_two_processes_give_the_gradients_of_one(data, lazy):
-    with torch.random.fork_rng():
-        alone = gradients(data, lazy)
-    together = run_processes(gradients, 2, data, lazy, timeout=MINUTE)
-    assert alone.keys() == together.keys() == PHASES[lazy]
-    for phase, expected in alone.items():
-        reached = [name for name, gradient in expected.items() if gradient.any()]
-        assert len(reached) > len(expected) / 2, phase
-        for name, gradient in expected.items():
-            difference = (together[phase][name] - gradient).norm() / gradient.norm().clamp(
-                min=1e-30
-            )
-            assert difference <= 1e-5, (phase, name)
-
-
-# Networks that come apart
-
-
-def come_apart():
-    G, D = tiny.networks()
-    nets = {"G": G, "D": D}
-    check_consistency(nets)
-    if distributed.get_rank() == 1:
-        with torch.no_grad():
-            D.b8.conv1.weight[0, 0, 0, 0] *= 1 + 1e-6
-    try:
-        check_consistency(nets)
-    except ConsistencyError as error:
-        return str(error)
-
-
-def test_networks_that_have_come_apart_are_named():
-    message = run_processes(come_apart, 2, timeout=MINUTE)
-    assert "D.b8.conv1.weight of process 1 is not that of process 0" in message
-
-
-TENSORS = {
-    "float32": torch.linspace(-3, 3, 6),
-    "float64": torch.linspace(-3, 3, 6, dtype=torch.float64),
-    "float16": torch.linspace(-3, 3, 6).half(),
-    "bfloat16": torch.linspace(-3, 3, 6).bfloat16(),
-    "int64": torch.arange(6),
-    "uint8": torch.arange(6, dtype=torch.uint8),
-    "bool": torch.tensor([True, False, True, True, False, False]),
-    "0-dim": torch.tensor(1.5),
-    "transposed": torch.linspace(-3, 3, 6).view(2, 3).t(),
-    "of another tensor": torch.linspace(-3, 3, 9)[3:],
-}
-
-
-def checksum(tensor):
-    module = torch.nn.Module()
-    module.register_buffer("tensor", tensor)
-    return checksums({"x": module})["x.tensor"]
-
-
-@pytest.mark.parametrize("tensor", TENSORS.values(), ids=TENSORS)
-def test_checksums_see_every_bit(tensor):
-    before = checksum(tensor)
-    assert checksum(tensor.clone()) == checksum(tensor.contiguous()) == before
-    data = tensor.clone().contiguous().view(-1).view(torch.uint8)
-    bits = [0] if tensor.dtype == torch.bool else range(8)
-    for byte in range(len(data)):
-        for bit in bits:
-            data[byte] ^= 1 << bit
-            assert checksum(data.view(tensor.dtype).view(tensor.shape)) != before, (byte, bit)
-            data[byte] ^= 1 << bit
-
-
-def test_checksums_see_places(monkeypatch):
-    monkeypatch.setattr(consistency, "CHUNK", 4)
-    values = torch.tensor([1.5, -1.5, 2.0, -2.0, 1.5, 0.0, -0.0, 3.0, 7.0])
-    before = checksum(values)
-    for i, j in itertools.combinations(range(len(values)), 2):
-        swapped = values.clone()
-        swapped[[i, j]] = values[[j, i]]
-        same = torch.equal(swapped.view(torch.int32), values.view(torch.int32))
-        assert (checksum(swapped) == before) == same, (i, j)
-
-
-def test_checksums_of_a_large_tensor_take_little_memory():
-    tensor = torch.zeros(5 * consistency.CHUNK + 3)
-    with LargestResult() as largest:
-        checksum(tensor)
-    assert largest.bytes == 8 * consistency.CHUNK
-
-
-class LargestResult(TorchDispatchMode):
-    """Context that notes the most bytes that an operator has made, except for views."""
-
-    bytes = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        made = func(*args, **(kwargs or {}))
-        if isinstance(made, torch.Tensor) and made._base is None and not func.is_view:
-            in_place = any(made is arg for arg in args)
-            self.bytes = max(self.bytes, 0 if in_place else made.nbytes)
-        return made
-
-
-# Whole runs
 
 
 def command(data, outdir, *options):
@@ -304,6 +115,7 @@ def test_timeouts_under_torchrun(monkeypatch, minutes):
     assert "--timeout-minutes must be above 0 and at most 10080" in line
 
 
+@pytest.mark.slow
 def test_a_parent_that_is_killed_is_gone_on_with_at_once(data, tmp_path):
     """What it has spawned outlives it for a moment."""
     outdir = tmp_path / "runs"
@@ -317,6 +129,7 @@ def test_a_parent_that_is_killed_is_gone_on_with_at_once(data, tmp_path):
     assert run_of(outdir)
 
 
+@pytest.mark.slow
 def test_an_error_of_the_system_is_one_line_with_several_processes(data, tmp_path):
     outdir = tmp_path / "runs"
     assert "Done." in output_of(start(command(data, outdir)))
@@ -328,6 +141,7 @@ def test_an_error_of_the_system_is_one_line_with_several_processes(data, tmp_pat
     assert "Traceback" not in output and "exit code" not in output
 
 
+@pytest.mark.slow
 def test_data_that_are_replaced_end_all_with_the_state_saved(data, tmp_path):
     outdir, path = tmp_path / "runs", tmp_path / "data.zip"
     shutil.copy(data, path)
@@ -344,6 +158,7 @@ def test_data_that_are_replaced_end_all_with_the_state_saved(data, tmp_path):
     assert f"Resuming the unfinished run {run_dir}." in output
 
 
+@pytest.mark.slow
 def test_a_process_that_hangs_ends_all(data, tmp_path):
     outdir = tmp_path / "runs"
     process = start(
@@ -358,6 +173,7 @@ def test_a_process_that_hangs_ends_all(data, tmp_path):
     assert not stopped.is_running()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("send", "name"), [(os.killpg, "SIGINT"), (os.kill, "SIGUSR1")], ids=["Ctrl-C", "SIGUSR1"]
 )
@@ -372,6 +188,7 @@ def test_a_signal_stops_all_of_them_at_one_iteration(data, tmp_path, send, name)
     assert "is saved. The same command resumes from there." in output
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGUSR1"])
 def test_a_signal_while_the_processes_start_ends_all(data, tmp_path, name):
     process = start(command(data, tmp_path / "runs", "--gpus=2", "--kimg=1000"))
@@ -390,6 +207,7 @@ def wait_for_trainers(process):
     return trainers(process)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("training", [False, True], ids=["starting", "training"])
 def test_processes_end_with_the_one_that_started_them(data, tmp_path, training):
     outdir = tmp_path / "runs"
@@ -433,6 +251,7 @@ def ranks(agent):
     return {int(child.environ()["RANK"]): child for child in children}
 
 
+@pytest.mark.slow
 def test_torchrun_starts_again_what_was_killed_and_a_signal_to_one_stops_all(data, tmp_path):
     outdir = tmp_path / "runs"
     agent = start([
@@ -454,6 +273,7 @@ def test_torchrun_starts_again_what_was_killed_and_a_signal_to_one_stops_all(dat
     assert "Stopped by SIGUSR1" in output
 
 
+@pytest.mark.slow
 def test_two_machines_one_of_which_is_lost_and_started_again(data, tmp_path):
     outdir = tmp_path / "runs"
     first, second = agents(

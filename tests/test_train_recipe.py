@@ -1,10 +1,15 @@
 """Every loss, regulariser and architecture trains through both stages from the command line."""
 
+import itertools
+
 import pytest
 
 from models.stylegan2.settings import LOSSES
 from tests import tiny
-from tests.train_cli import snapshot, ticks, trained
+from tests.speed import slow_except
+from tests.train_cli import snapshot, ticks, trained, without_curves
+
+pytestmark = without_curves
 
 # Four channels at 8x8, and enough iterations for every lazy regulariser to come up.
 TINY = ("--batch=100", "--g-scale=0.001953125", "--d-scale=0.001953125", "--gamma=0")
@@ -48,15 +53,16 @@ REGULARISERS = {
 ONLY_THERE = set().union(*(stats for _, stats in REGULARISERS.values())) | {"Loss/brc_weight"}
 
 
-@pytest.mark.parametrize("name", REGULARISERS)
+@pytest.mark.parametrize("name", slow_except(["lazy R1 and path length"], REGULARISERS))
 def test_regularisers(data, tmp_path, name):
     options, expected = REGULARISERS[name]
     _, last = through_both_stages(data, tmp_path, *options)
     assert ONLY_THERE & last.keys() == expected
 
 
-@pytest.mark.parametrize("brc", [0, 1])
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize(
+    ("loss", "brc"), slow_except([("wgan-gp", 1)], list(itertools.product(LOSSES, [0, 1])))
+)
 def test_losses_with_and_without_brc(data, tmp_path, loss, brc):
     lookahead = ["--brc-lookahead=1"] if brc else []
     run_dir, last = through_both_stages(
@@ -70,7 +76,8 @@ def test_losses_with_and_without_brc(data, tmp_path, loss, brc):
 
 
 @pytest.mark.parametrize(
-    ("g_arch", "d_arch"), [("orig", "skip"), ("skip", "resnet"), ("resnet", "orig")]
+    ("g_arch", "d_arch"),
+    slow_except([("resnet", "orig")], [("orig", "skip"), ("skip", "resnet"), ("resnet", "orig")]),
 )
 def test_architectures_and_capacity(data, tmp_path, g_arch, d_arch):
     run_dir, _ = through_both_stages(

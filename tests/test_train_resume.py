@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,11 +13,15 @@ import pytest
 
 import train
 from tests import tiny
-from tests.train_cli import SMALL, invoke, refused, ticks
+from tests.speed import slow
+from tests.train_cli import SMALL, invoke, refused, ticks, without_curves
 from training import training_loop
 from training.launch.attempts import job_name
+from training.monitor.curves import save_curves
 from training.run.checkpoint import find_checkpoints, read_checkpoint, write_checkpoint
 from training.run.run_dir import JOB
+
+pytestmark = without_curves
 
 ROOT = Path(train.__file__).parent
 TINY = (*SMALL, "--batch=40", "--gamma=0", "--g-scale=0.001953125", "--d-scale=0.001953125")
@@ -52,16 +57,25 @@ def seen(run_dir):
     ]
 
 
-@pytest.fixture
-def stopped(data, tmp_path, monkeypatch):
-    """A run that a signal has stopped: (its command line, its folder)."""
-    args = (f"--data={data}", f"--outdir={tmp_path / 'runs'}")
-    result = interrupted(monkeypatch, *args)
+@pytest.fixture(scope="module")
+def stopped_once(data, tmp_path_factory):
+    """The folder of runs with one that a signal has stopped."""
+    outdir = tmp_path_factory.mktemp("stopped") / "runs"
+    with pytest.MonkeyPatch.context() as patch:
+        result = interrupted(patch, f"--data={data}", f"--outdir={outdir}")
     assert result.exit_code == 0
     assert "Stopped by SIGTERM at kimg 0.4; the checkpoint of kimg 0.4 is saved." in result.output
-    [run_dir] = (tmp_path / "runs").iterdir()
+    [run_dir] = outdir.iterdir()
     assert seen(run_dir) == 400 and len(ticks(run_dir)) == 1
-    return args, run_dir
+    return outdir
+
+
+@pytest.fixture
+def stopped(data, stopped_once, tmp_path):
+    """A run that a signal has stopped, for this test alone: (its command line, its folder)."""
+    outdir = shutil.copytree(stopped_once, tmp_path / "runs")
+    [run_dir] = outdir.iterdir()
+    return (f"--data={data}", f"--outdir={outdir}"), run_dir
 
 
 def test_the_same_command_goes_on(stopped):
@@ -75,13 +89,14 @@ def test_the_same_command_goes_on(stopped):
     assert runs(run_dir.parent) == ["00000", "00001"], "what is finished is not gone on with"
 
 
-@pytest.mark.parametrize("options", [["--restart"], ["--seed=1"], ["--batch=20"]])
+@pytest.mark.parametrize("options", [slow(["--restart"]), ["--seed=1"], slow(["--batch=20"])])
 def test_a_new_run(stopped, options):
     args, run_dir = stopped
     assert invoke(*TINY, *args, *options).exit_code == 0
     assert runs(run_dir.parent) == ["00000", "00001"] and seen(run_dir) == 400
 
 
+@pytest.mark.slow
 def test_a_command_that_is_repeated_does_not_start_over_again(stopped, monkeypatch):
     args, run_dir = stopped
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
@@ -115,7 +130,7 @@ def test_a_dry_run_tells_and_changes_nothing(stopped):
     assert before | {".lock": 0} == after | {".lock": 0}
 
 
-@pytest.mark.parametrize("name", ["latest", "the folder"])
+@pytest.mark.parametrize("name", ["latest", slow("the folder")])
 def test_resume_needs_no_other_options(stopped, name):
     args, run_dir = stopped
     resume = "latest" if name == "latest" else run_dir
@@ -125,6 +140,7 @@ def test_resume_needs_no_other_options(stopped, name):
     assert runs(run_dir.parent) == ["00000"] and seen(run_dir) == 1000
 
 
+@pytest.mark.slow
 def test_another_batch_and_a_longer_run(stopped):
     args, run_dir = stopped
     result = invoke(f"--resume={run_dir}", "--batch=16", "--kimg=2")
@@ -158,6 +174,7 @@ def test_a_state_that_does_not_fit(stopped):
     assert "the checkpoint does not fit this run (training: " in line and "--restart" in line
 
 
+@pytest.mark.slow
 def test_divergence_may_be_answered_otherwise_than_before(stopped):
     args, run_dir = stopped
     result = invoke(*TINY, *args, "--on-divergence=restore")
@@ -165,6 +182,7 @@ def test_divergence_may_be_answered_otherwise_than_before(stopped):
     assert seen(run_dir) == 1000
 
 
+@pytest.mark.slow
 def test_a_run_that_may_go_back_goes_on(data, tmp_path, monkeypatch):
     """In the midst of a tick, so that its last good tick is a part of the state."""
     args = (f"--data={data}", f"--outdir={tmp_path}", "--on-divergence=restore", "--aug=ada")
@@ -177,6 +195,7 @@ def test_a_run_that_may_go_back_goes_on(data, tmp_path, monkeypatch):
     assert seen(run_dir) == 1000
 
 
+@pytest.mark.slow
 def test_signals_that_come_while_a_run_ends(stopped, monkeypatch):
     """Process managers repeat themselves, while curves are drawn."""
     args, run_dir = stopped
@@ -188,6 +207,7 @@ def test_signals_that_come_while_a_run_ends(stopped, monkeypatch):
         show(run_dir, notes)
 
     monkeypatch.setattr(training_loop, "show_run", show_under_signals)
+    monkeypatch.setattr("training.monitor.page.save_curves", save_curves)
     result = interrupted(monkeypatch, *args, at=800)
     assert result.exit_code == 0 and "Stopped by SIGTERM at kimg 0.8" in result.output
 
@@ -219,6 +239,9 @@ def test_a_run_that_was_ended_while_measuring_measures_again(stopped, monkeypatc
     def measure(_G, path):
         measured.append(path.name)
         if len(measured) == 1:
+            end = time.monotonic() + 60
+            while seen(run_dir) != 440 and time.monotonic() < end:  # a thread writes it
+                time.sleep(0.01)
             raise Killed
         return {"fid": 1.0}
 
@@ -230,6 +253,7 @@ def test_a_run_that_was_ended_while_measuring_measures_again(stopped, monkeypatc
     assert measured[0] == measured[1] and len(measured) > 3
 
 
+@pytest.mark.slow
 def test_what_has_changed_is_in_the_log(stopped):
     _, run_dir = stopped
     assert invoke(f"--resume={run_dir}", "--batch=20").exit_code == 0
@@ -251,7 +275,7 @@ def test_networks_of_another_size_are_refused(stopped):
     assert seen(run_dir) == 400
 
 
-@pytest.mark.parametrize("what", ["snapshot", "state"])
+@pytest.mark.parametrize("what", [slow("snapshot"), "state"])
 def test_a_run_whose_result_cannot_be_written_is_not_done(stopped, monkeypatch, what):
     args, run_dir = stopped
 
@@ -283,7 +307,7 @@ sys.exit(job.wait(60))
 """
 
 
-@pytest.mark.parametrize("warning", ["SIGUSR1", "SIGINT"])
+@pytest.mark.parametrize("warning", ["SIGUSR1", slow("SIGINT")])
 def test_under_a_process_manager(data, tmp_path, warning):
     outdir = tmp_path / "runs"
     outdir.mkdir()

@@ -21,6 +21,7 @@ def fast_disk(monkeypatch, tmp_path):
     monkeypatch.setattr("os.fsync", lambda _: None)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("fast_disk")
 def test_pause_and_all_that_is_lost_are_told_apart(tmp_path):
     path = tmp_path / "out" / "result.json"

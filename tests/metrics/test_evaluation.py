@@ -83,6 +83,7 @@ def one_thread():
     torch.set_num_threads(before)
 
 
+@pytest.mark.slow
 def test_several_processes_find_what_one_finds(files, one_thread):
     names = ("fid150_full", "fid150", "kid150_full", "pr150_k3_full", "is150", "ppl2_wend70")
     asked = job(files, *names, settings={"cache": False})

@@ -8,6 +8,7 @@ from datetime import timedelta
 import pytest
 import torch
 
+from tests.speed import slow, slow_except
 from torch_utils import distributed
 from torch_utils.distributed import (
     all_gather,
@@ -81,6 +82,7 @@ def test_an_error_of_one_ends_all_with_its_message():
         run_processes(fail, 2, 1)
 
 
+@pytest.mark.slow
 def test_a_result_larger_than_a_pipe():
     assert len(run_processes(large, 2)) == 1 << 20
 
@@ -98,7 +100,10 @@ def time_out_elsewhere(kind):
 
 @pytest.mark.parametrize(
     ("kind", "told"),
-    [(OSError, "^Read timed out.$"), (RuntimeError, "^a process has kept the others waiting")],
+    [
+        (OSError, "^Read timed out.$"),
+        slow((RuntimeError, "^a process has kept the others waiting")),
+    ],
 )
 def test_other_things_time_out_too(kind, told):
     with pytest.raises(WorkerError, match=told):
@@ -132,6 +137,7 @@ def refuse():
     raise ValueError("the first has a reason")
 
 
+@pytest.mark.slow
 def test_what_the_first_does_for_all():
     assert broadcast_from_rank0(name_of_first) == name_of_first()
     assert len(set(run_processes(told_by_first, 2, name_of_first))) == 1
@@ -148,11 +154,13 @@ def fail_and_be_aborted():
     os.abort()  # as the watchdog of NCCL does
 
 
+@pytest.mark.slow
 def test_the_reason_goes_before_what_follows_from_it():
     with pytest.raises(WorkerError, match="^the reason$"):
         run_processes(fail_and_be_aborted, 2)
 
 
+@pytest.mark.slow
 def test_the_first_goes_before_the_others(tmp_path):
     assert run_processes(in_order, 2, str(tmp_path / "order")) == [0, 1]
     assert (tmp_path / "order").read_text() == "01"
@@ -179,6 +187,7 @@ def long_step():
     gather(None)
 
 
+@pytest.mark.slow
 def test_long_tasks_of_one_do_not_count_as_hanging():
     found = run_processes(long_tasks, 2, timeout=SECOND)
     assert found == ["loaded", "loaded", "loaded", 0, 1]
@@ -211,21 +220,22 @@ def ask_to_stop(number, handlers):
     return gather((caught, os.getpgid(0) == os.getpid()))
 
 
-SIGNALS = pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1"])
+SIGNALS = ["SIGTERM", "SIGINT", "SIGUSR1"]
 
 
-@SIGNALS
+@pytest.mark.parametrize("name", slow_except(["SIGINT"], SIGNALS))
 def test_a_signal_is_passed_on_as_it_is(name):
     number = getattr(signal, name)
     assert run_processes(ask_to_stop, 2, number, (0, 1)) == [([number], True)] * 2
 
 
-@SIGNALS
+@pytest.mark.parametrize("name", slow_except(["SIGTERM"], SIGNALS))
 def test_a_signal_ends_a_task_that_knows_nothing_of_signals(name):
     with pytest.raises(WorkerError, match=f"^stopped by {name}$"):
         run_processes(ask_to_stop, 2, getattr(signal, name), ())
 
 
+@pytest.mark.slow
 def test_a_signal_that_only_one_of_them_notes_ends_all():
     with pytest.raises(WorkerError, match="^stopped by SIGTERM$"):
         run_processes(ask_to_stop, 2, signal.SIGTERM, (0,))

@@ -3,7 +3,6 @@ import json
 import multiprocessing
 import pickle
 import zlib
-from itertools import islice
 
 import numpy as np
 import PIL.Image
@@ -11,8 +10,8 @@ import pytest
 import torch
 
 from tests import make_data
+from tests.speed import slow
 from training.data.image_files import open_store
-from training.data.sampler import InfiniteSampler
 from training.dataset import DatasetError, ImageFolderDataset
 
 
@@ -104,7 +103,7 @@ def _sum_of_images(dataset, queue):
     queue.put(sum(int(dataset[i][0].sum()) for i in range(len(dataset))))
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.parametrize("method", ["fork", slow("spawn")])
 def test_worker_processes_open_their_own_handle(tmp_path, method):
     if method not in multiprocessing.get_all_start_methods():
         pytest.skip(f"no {method} here")
@@ -246,52 +245,6 @@ def test_damaged_zip_member_is_named_when_read(tmp_path):
         file.write(b"damaged")
     with pytest.raises(DatasetError, match=r"img00000000\.png.*cannot be decoded"):
         ImageFolderDataset(path)[0]
-
-
-def draw(count, *args, **kwargs):
-    return list(islice(InfiniteSampler(*args, **kwargs), count))
-
-
-def test_every_epoch_of_the_sampler_is_another_permutation():
-    stream = draw(30, 10, seed=3)
-    epochs = [stream[i : i + 10] for i in (0, 10, 20)]
-    assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
-    assert epochs[0] != epochs[1] != epochs[2] != epochs[0]
-    assert stream == draw(30, 10, seed=3) != draw(30, 10, seed=4)
-    assert draw(25, 10, shuffle=False) == [*range(10), *range(10), *range(5)]
-    # Runs resume in this order, whatever version they were started with.
-    assert draw(10, 10, seed=0) == [3, 2, 1, 8, 6, 0, 7, 4, 5, 9]
-
-
-@pytest.mark.parametrize("start", [0, 1, 9, 10, 11, 1234])
-def test_sampler_resumes_at_any_position(start):
-    assert draw(20, 10, seed=1, start=start) == draw(start + 20, 10, seed=1)[start:]
-
-
-@pytest.mark.parametrize("start", [0, 7])
-@pytest.mark.parametrize("replicas", [1, 2, 3, 16])
-def test_replicas_share_the_stream(replicas, start):
-    parts = [
-        draw(5, 10, rank=rank, num_replicas=replicas, seed=1, start=start)
-        for rank in range(replicas)
-    ]
-    interleaved = [index for row in zip(*parts, strict=True) for index in row]
-    assert interleaved == draw(5 * replicas, 10, seed=1, start=start)
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        {"dataset_size": 0},
-        {"dataset_size": 5, "rank": 1},
-        {"dataset_size": 5, "rank": -1},
-        {"dataset_size": 5, "seed": -1},
-        {"dataset_size": 5, "start": -1},
-    ],
-)
-def test_sampler_refuses_wrong_arguments(arguments):
-    with pytest.raises(ValueError, match="InfiniteSampler needs"):
-        InfiniteSampler(**arguments)
 
 
 def test_names_in_messages_are_escaped(tmp_path):

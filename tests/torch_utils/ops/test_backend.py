@@ -5,7 +5,7 @@ import torch
 
 from tests import tiny
 from tests.torch_utils.ops.native.test_build import compiler
-from tests.train_cli import SMALL, invoke, ticks
+from tests.train_cli import SMALL, invoke, ticks, without_curves
 from torch_utils.ops import backend
 from torch_utils.ops.bias_act import bias_act
 from torch_utils.ops.native import library
@@ -32,6 +32,8 @@ def no_compiler(request, fresh, monkeypatch):
     return "no working C++ compiler"
 
 
+@pytest.mark.slow
+@without_curves
 def test_training_runs_without_native_operators_with_unchanged_results(no_compiler, fresh):
     data = tiny.write_data(fresh / "tiny.zip")
     runs = {}

@@ -75,6 +75,7 @@ def test_builds_once_for_processes_that_start_together(tiny, monkeypatch):
     assert calls(tiny) == 2, "one compiles and links"
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_a_lock_left_by_a_killed_process_is_taken_over(tiny):
     owner = process(tiny, HOLD)
@@ -123,6 +124,7 @@ def test_a_failing_compiler_is_quoted_and_not_asked_again(tiny, monkeypatch):
     assert calls(tiny) == 2
 
 
+@pytest.mark.slow
 def test_a_hanging_compiler_is_stopped(tiny, monkeypatch):
     compiler(tiny, monkeypatch, f"echo $$ > {tiny}/pid; exec sleep 600")
     monkeypatch.setattr(build, "BUILD_SECONDS", 6)

@@ -81,6 +81,7 @@ def test_the_general_kernel_does_what_the_special_ones_do(emulate):
     assert relative_error(run(emulate, *args, False), run(emulate, *args, True)) <= 1e-6
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(NVCC is None, reason="no nvcc")
 @pytest.mark.parametrize("name", ["bias_act.cu", "fir.cu"])
 def test_compiles_for_every_architecture(name, tmp_path):
