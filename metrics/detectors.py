@@ -4,7 +4,6 @@ A TorchScript file is a program for PyTorch's own interpreter. It cannot run Pyt
 any operator, and some read and write files: use detectors of people you trust.
 """
 
-import hashlib
 import inspect
 import os
 import re
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from dnnlib.hashing import file_sha256
 from dnnlib.util import DownloadError, cache_path, first_line, is_url, open_url
 from metrics import MetricError
 from metrics.features import require_finite
@@ -212,14 +212,6 @@ def _archive_problem(path: Path) -> str | None:
     if sum(member.file_size for member in members) > _MAX_FILE_BYTES:
         return f"unpacks to more than {_MAX_FILE_BYTES >> 30} GiB"
     return None
-
-
-def file_sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _sha256_if_there(path: os.PathLike) -> str | None:

@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 
+from dnnlib.hashing import file_sha256
 from dnnlib.util import first_line
 from metrics import MetricError
-from metrics.detectors import TORCH_FIDELITY, Detector, file_sha256, local_file
+from metrics.detectors import TORCH_FIDELITY, Detector, local_file
 
 __all__ = ["load_fidelity_detector"]
 

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from dnnlib.hashing import file_sha256
 from dnnlib.util import first_line
 from metrics import MetricError
-from metrics.detectors import file_sha256
 from metrics.features import FeatureFn, require_finite
 from training.data.convert.image_transforms import to_grey_or_rgb
 from training.data.image_files import (

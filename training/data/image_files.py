@@ -17,6 +17,7 @@ from typing import IO, NamedTuple
 
 import PIL.Image
 
+from dnnlib.hashing import add_stream
 from dnnlib.util import first_line, printable
 from training.data.zip_directory import count_members
 
@@ -31,7 +32,6 @@ MAX_FILE_BYTES = 1 << 30  # of an image or dataset.json; more is damage or an at
 MAX_MEMBERS = 10_000_000  # of a zip: eight times ImageNet, and 5 GB of memory
 MAX_RATIO = 1100  # of packing; deflate reaches 1032
 _MAX_FLOAT32 = 3.4e38
-_CHUNK = 1 << 20  # bytes
 _PARTS = re.compile(r"[/\\]")  # between the parts of a name
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -147,8 +147,7 @@ class FolderStore(FileStore):
 
     def _add_content(self, name: str, found: "hashlib._Hash") -> None:
         with self.open(name) as stream:
-            while chunk := stream.read(_CHUNK):
-                found.update(chunk)
+            add_stream(found, stream)
 
     def _unreadable(self, error: OSError) -> None:
         raise DatasetError(f"Cannot list '{error.filename}': {error.strerror}.")
