@@ -91,8 +91,8 @@ class FrechetDistance:
 
     def __init__(self, out, data):
         from metrics.evaluation import Evaluation, Settings
+        from metrics.feature_sources import open_files
         from metrics.registry import find_metric
-        from metrics.sides import open_files
 
         detector = out / "digits.pt"
         if not detector.exists():
@@ -105,11 +105,11 @@ class FrechetDistance:
     def __call__(self, snapshot):
         """Frechet distance of the snapshot's G_ema."""
         import legacy
-        from metrics.sides import NetworkSide
+        from metrics.feature_sources import NetworkSource
 
         with open(snapshot, "rb") as file:
             G = legacy.load_network_pkl(file)["G_ema"].requires_grad_(False)
-        generated = NetworkSide(G, None, seed=0, noise_mode="const")
+        generated = NetworkSource(G, None, seed=0, noise_mode="const")
         [result] = self._evaluation.measure([self._metric], generated)
         return result.values[result.metric]
 

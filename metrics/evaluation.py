@@ -14,7 +14,8 @@ from tqdm import tqdm
 
 from metrics import MetricError
 from metrics.cache import cache_file, read_cached, write_cached
-from metrics.detectors import Detector, is_out_of_memory, load_detector
+from metrics.detector import Detector, is_out_of_memory
+from metrics.detectors import load_detector
 from metrics.feature_sources import FeatureSource, Images, Output, SavedFeatureSource
 from metrics.features import Collected, collect
 from metrics.registry import ComputeSettings, Metric

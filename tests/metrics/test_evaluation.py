@@ -7,6 +7,7 @@ import torch
 
 from dnnlib.util import cache_path, cache_root
 from metrics import MetricError, detectors, evaluation, generated
+from metrics.detector import Detector
 from metrics.detectors import STANDARD_URLS
 from metrics.evaluation import Evaluation, Settings, comparison_warnings, repeatable
 from metrics.feature_sources import open_files
@@ -104,13 +105,13 @@ def test_an_image_that_cannot_be_read_ends_both_processes(files, tmp_path):
 
 def count_calls(monkeypatch):
     calls = []
-    plain = detectors.Detector.__call__
+    plain = Detector.__call__
 
     def counting(self, images, output, start=0, batch=64):
         calls.append(len(images))
         return plain(self, images, output, start, batch)
 
-    monkeypatch.setattr(detectors.Detector, "__call__", counting)
+    monkeypatch.setattr(Detector, "__call__", counting)
     return calls
 
 
