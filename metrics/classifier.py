@@ -13,6 +13,7 @@ from torch import nn
 from tqdm import tqdm
 
 from dnnlib.util import atomic_write
+from torch_utils.image_values import normalize
 
 __all__ = ["FEATURES", "HELD_OUT", "Classifier", "Plan", "save_detector", "train_classifier"]
 
@@ -110,7 +111,7 @@ class Classifier(nn.Module):
             x = nn.functional.interpolate(
                 x, size=(self.height, self.width), mode="bilinear", antialias=True
             )
-        return x / 127.5 - 1
+        return normalize(x)
 
 
 def train_classifier(

@@ -19,7 +19,8 @@ from metrics import MetricError
 from metrics.features import FeatureFn, require_finite
 from metrics.measures.perceptual_path import PathSampling
 from metrics.registry import MAX_COUNT
-from training.snapshot import quantize
+from torch_utils.image_values import denormalize, quantize
+from training.data.labels import one_hot
 
 __all__ = ["MAX_SEED", "GeneratedFeatures", "Latents", "PathLengths", "label_rows"]
 
@@ -48,7 +49,7 @@ class Latents:
 def label_rows(labels: np.ndarray, c_dim: int) -> np.ndarray:
     """Class numbers [N] or vectors [N, c_dim] as float32 [N, c_dim]; MetricError if they differ."""
     if labels.ndim == 1 and labels.max() < c_dim:
-        return np.eye(c_dim, dtype=np.float32)[labels]
+        return one_hot(labels, c_dim)
     if labels.ndim == 2 and labels.shape[1] == c_dim:
         return labels
     found = labels.max() + 1 if labels.ndim == 1 else labels.shape[1]
@@ -161,7 +162,7 @@ class PathLengths(_FromGenerator):
         factor = size // _PATH_RESOLUTION
         if factor > 1:
             images = torch.nn.functional.avg_pool2d(images, factor)
-        return (images + 1) * 127.5
+        return denormalize(images)
 
 
 def slerp(a: torch.Tensor, b: torch.Tensor, t: torch.Tensor) -> torch.Tensor:

@@ -1,13 +1,12 @@
 """Image files to measure: a folder or zip of any images of one size, or saved features."""
 
 import hashlib
-import json
 import os
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,15 +16,16 @@ from dnnlib.util import first_line
 from metrics import MetricError
 from metrics.features import FeatureFn, require_finite
 from training.data.convert.image_transforms import to_grey_or_rgb
+from training.data.dataset_json import read_labels, read_meta
 from training.data.image_files import (
     DatasetError,
     image_names,
     open_image,
     open_store,
-    read_file,
     read_image_header,
-    read_labels,
 )
+from training.data.labels import label_array
+from training.dataset import subset_indices
 
 __all__ = ["FeatureFile", "ImageFiles", "View"]
 
@@ -55,13 +55,11 @@ class ImageFiles:
         xflip: bool = False,
         random_seed: int = 0,
     ) -> None:
-        from training.dataset import subset_indices
-
         self.path = os.fspath(path)
         try:
             self._store = open_store(path)
             self._names = image_names(self._store)
-            self._meta = _meta(self._store)
+            self._meta = read_meta(self._store)
         except DatasetError as error:
             raise MetricError(first_line(error).rstrip(".")) from None
         if not self._names:
@@ -106,8 +104,7 @@ class ImageFiles:
             raise MetricError(first_line(error).rstrip(".")) from None
         if any(name not in labels for name in self._names):
             raise MetricError(f"'{self.path}' lacks labels in dataset.json, which are needed here")
-        rows = [labels[name] for name in self._names]
-        return np.array(rows, np.int64 if isinstance(rows[0], int) else np.float32)
+        return label_array(labels, self._names)
 
     def digest(self) -> str:
         """Hash of names and contents of all images, hex.
@@ -220,14 +217,3 @@ def _read_features(path: str) -> np.ndarray:
     raise MetricError(
         f"'{path}' has no array called features; make it with numpy.savez(FILE, features=ARRAY)"
     )
-
-
-def _meta(store: Any) -> dict[str, Any]:
-    """What dataset_tool.py recorded about the archive; empty where it did not make it."""
-    if not store.exists("dataset.json"):
-        return {}
-    try:
-        meta = json.loads(read_file(store, "dataset.json")).get("meta")
-    except (ValueError, AttributeError):  # read_labels() complains where it matters
-        return {}
-    return meta if isinstance(meta, dict) else {}

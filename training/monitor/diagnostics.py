@@ -13,6 +13,8 @@ from typing import NamedTuple
 
 import torch
 
+from torch_utils.image_values import normalize
+
 # Runs of 8 to 32 kimg on digits, with each loss, one on 64 images, stayed below 0.97. A
 # D whose G stands still (--lr-g=1e-5) passed 0.99 within 8 kimg, a cooperative stage whose G was
 # lost (energy L2 0.1, constant noise 0.03) at kimg 52, when nothing else had shown it.
@@ -168,5 +170,5 @@ def relative_diversity(fakes, reals):
     Returns:
         Ratio of the standard deviations over the batch, each averaged over pixels; a scalar.
     """
-    reals = torch.as_tensor(reals, device=fakes.device).to(fakes.dtype) / 127.5 - 1
+    reals = normalize(torch.as_tensor(reals, device=fakes.device))
     return fakes.std(dim=0).mean() / reals.std(dim=0).mean().clamp(min=1e-8)
