@@ -104,12 +104,13 @@ class FrechetDistance:
 
     def __call__(self, snapshot):
         """Frechet distance of the snapshot's G_ema."""
-        import legacy
-        from metrics.feature_sources import NetworkSource
+        import torch
 
-        with open(snapshot, "rb") as file:
-            G = legacy.load_network_pkl(file)["G_ema"].requires_grad_(False)
-        generated = NetworkSource(G, None, seed=0, noise_mode="const")
+        from metrics.feature_sources import NetworkSource
+        from training.run.networks_file import read_sampler
+
+        sampler, _ = read_sampler(str(snapshot), str(snapshot), torch.device("cpu"))
+        generated = NetworkSource(sampler, None, seed=0, noise_mode="const")
         [result] = self._evaluation.measure([self._metric], generated)
         return result.values[result.metric]
 

@@ -100,6 +100,7 @@ def features():
     """Rates of the parts of a measurement on the digits, with a detector trained for them."""
     import torch
 
+    import models
     from metrics.classifier import Classifier, save_detector
     from metrics.detectors import load_detector
     from metrics.features import collect
@@ -125,7 +126,7 @@ def features():
         G = create_state(config, ImageFolderDataset(data), cpu).G_ema
         sides = {
             "files": files.producer([feature_fn], files.view(True)),
-            "generated": GeneratedFeatures(G, [feature_fn], Latents()),
+            "generated": GeneratedFeatures(models.sampler_of(G), [feature_fn], Latents()),
         }
         rates = {}
         for name, producer in sides.items():

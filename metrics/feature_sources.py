@@ -12,6 +12,7 @@ from metrics import MetricError
 from metrics.features import FeatureFn, Producer
 from metrics.generated import GeneratedFeatures, Latents, PathLengths, label_rows
 from metrics.sources import FeatureFile, ImageFiles
+from training.model import Sampler
 
 __all__ = [
     "SavedFeatureSource",
@@ -145,11 +146,13 @@ class NetworkSource(FeatureSource):
     """
 
     def __init__(
-        self, G: Any, labels: dict[bool, np.ndarray] | None, seed: int, noise_mode: str
+        self, sampler: Sampler, labels: dict[bool, np.ndarray] | None, seed: int, noise_mode: str
     ) -> None:
-        self._G, self._seed, self._noise_mode = G, seed, noise_mode
-        self._labels = labels and {key: label_rows(rows, G.c_dim) for key, rows in labels.items()}
-        self.size = (G.img_resolution, G.img_resolution)
+        self._sampler, self._seed, self._noise_mode = sampler, seed, noise_mode
+        self._labels = None
+        if labels is not None:
+            self._labels = {full: label_rows(rows, sampler.c_dim) for full, rows in labels.items()}
+        self.size = (sampler.img_resolution, sampler.img_resolution)
 
     def available(self, full: bool) -> None:
         """As many as one likes."""
@@ -157,18 +160,20 @@ class NetworkSource(FeatureSource):
 
     def distinguishes(self, full: bool) -> bool:
         """Labels are drawn from the whole data set or from what training used of it."""
-        return self._labels is not None and not np.array_equal(*self._labels.values())
+        labels = self._labels
+        return labels is not None and not np.array_equal(labels[True], labels[False])
 
     def require(self, output: str, path: Any = None) -> None:
         """A generator gives all."""
 
     def producer(self, images: Images, feature_fns: Sequence[FeatureFn]) -> Producer:
         """Features of generated images, or lengths of paths."""
-        latents = Latents(self._seed, self._labels and self._labels[images.full])
+        labels = None if self._labels is None else self._labels[images.full]
+        latents = Latents(self._seed, labels)
         if images.path is not None:
             [feature_fn] = feature_fns
-            return PathLengths(self._G, feature_fn, latents, images.path)
-        return GeneratedFeatures(self._G, feature_fns, latents, self._noise_mode)
+            return PathLengths(self._sampler, feature_fn, latents, images.path)
+        return GeneratedFeatures(self._sampler, feature_fns, latents, self._noise_mode)
 
 
 class _Saved:

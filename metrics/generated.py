@@ -21,6 +21,7 @@ from metrics.measures.perceptual_path import PathSampling
 from metrics.registry import MAX_COUNT
 from torch_utils.image_values import denormalize, quantize
 from training.data.labels import one_hot
+from training.model import Sampler
 
 __all__ = ["MAX_SEED", "GeneratedFeatures", "Latents", "PathLengths", "label_rows"]
 
@@ -59,9 +60,8 @@ def label_rows(labels: np.ndarray, c_dim: int) -> np.ndarray:
 class _FromGenerator:
     """What images and paths have in common."""
 
-    def __init__(self, G: Any, latents: Latents) -> None:
-        self._G, self._latents = G, latents
-        self._device = next(G.parameters()).device
+    def __init__(self, sampler: Sampler, latents: Latents) -> None:
+        self._sampler, self._latents = sampler, latents
 
     def prepare(self, start: int, stop: int) -> None:
         """Nothing to do ahead."""
@@ -82,12 +82,13 @@ class _FromGenerator:
         raise NotImplementedError
 
     def _draw(self, first: int, vectors: int) -> tuple[list[torch.Tensor], torch.Tensor, Any]:
-        sizes = [self._G.z_dim] * vectors
+        sizes = [self._sampler.z_dim] * vectors
+        device = self._sampler.device
         drawn = [self._latents.draw(i, sizes) for i in range(first, first + _GROUP)]
         latents = [np.stack([d[0][v] for d in drawn]) for v in range(vectors)]
-        z = [torch.from_numpy(latent).to(self._device) for latent in latents]
-        c = torch.from_numpy(np.stack([d[1] for d in drawn])).to(self._device)
-        t = torch.tensor([d[2] for d in drawn], dtype=torch.float32, device=self._device)
+        z = [torch.from_numpy(latent).to(device) for latent in latents]
+        c = torch.from_numpy(np.stack([d[1] for d in drawn])).to(device)
+        t = torch.tensor([d[2] for d in drawn], dtype=torch.float32, device=device)
         return z, c, t
 
 
@@ -98,15 +99,19 @@ class GeneratedFeatures(_FromGenerator):
     """
 
     def __init__(
-        self, G: Any, feature_fns: Sequence[FeatureFn], latents: Latents, noise_mode: str = "random"
+        self,
+        sampler: Sampler,
+        feature_fns: Sequence[FeatureFn],
+        latents: Latents,
+        noise_mode: str = "random",
     ) -> None:
-        super().__init__(G, latents)
+        super().__init__(sampler, latents)
         self._feature_fns, self._noise_mode = feature_fns, noise_mode
 
     def _group(self, first: int) -> torch.Tensor:
         [z], c, _ = self._draw(first, 1)
         torch.manual_seed(self._latents.seed * MAX_COUNT + first)  # of the noise inputs
-        return self._G(z, c, noise_mode=self._noise_mode).float()
+        return self._sampler.images(self._sampler.latents(z, c), self._noise_mode)
 
     def _finish(self, made: torch.Tensor, start: int) -> list[np.ndarray]:
         finite = made.isfinite().flatten(1).all(dim=1).cpu().numpy()
@@ -122,18 +127,16 @@ class PathLengths(_FromGenerator):
     """
 
     def __init__(
-        self, G: Any, feature_fn: FeatureFn, latents: Latents, sampling: PathSampling
+        self, sampler: Sampler, feature_fn: FeatureFn, latents: Latents, sampling: PathSampling
     ) -> None:
         # A copy: its noise is drawn anew for every group.
-        super().__init__(copy.deepcopy(G), latents)
+        super().__init__(copy.deepcopy(sampler), latents)
         self._feature_fn, self._sampling = feature_fn, sampling
 
     def _group(self, first: int) -> torch.Tensor:
         (z0, z1), c, t = self._draw(first, 2)
         torch.manual_seed(self._latents.seed * MAX_COUNT + first)
-        for name, buffer in self._G.named_buffers():
-            if name.endswith("noise_const"):
-                buffer.normal_()
+        self._sampler.renew_noise()
         epsilon = self._sampling.epsilon
         t = torch.zeros_like(t) if self._sampling.ends else t
         images = [self._images(self._point(z0, z1, c, at)) for at in (t, t + epsilon)]
@@ -144,17 +147,19 @@ class PathLengths(_FromGenerator):
     def _finish(self, made: torch.Tensor, start: int) -> list[np.ndarray]:
         return [made.numpy()]
 
-    def _point(self, z0: torch.Tensor, z1: torch.Tensor, c: torch.Tensor, t: torch.Tensor):
-        """Style vectors at t in [0, 1] on the paths from z0 to z1."""
+    def _point(
+        self, z0: torch.Tensor, z1: torch.Tensor, c: torch.Tensor, t: torch.Tensor
+    ) -> torch.Tensor:
+        """w at t [n] in [0, 1] on the paths from z0 to z1."""
         if self._sampling.space == "z":
-            return self._G.mapping(slerp(z0, z1, t[:, None]), c)
-        w0, w1 = self._G.mapping(z0, c), self._G.mapping(z1, c)
-        return torch.lerp(w0, w1, t[:, None, None])
+            return self._sampler.latents(slerp(z0, z1, t[:, None]), c)
+        w0, w1 = self._sampler.latents(z0, c), self._sampler.latents(z1, c)
+        return torch.lerp(w0, w1, t.reshape(-1, *[1] * (w0.ndim - 1)))
 
-    def _images(self, ws: torch.Tensor) -> torch.Tensor:
+    def _images(self, w: torch.Tensor) -> torch.Tensor:
         """Images [n, C, h, w] with values around 0..255, not rounded: steps are minute."""
-        # Noise that changed between two points would drown their distance.
-        images = self._G.synthesis(ws, noise_mode="const", force_fp32=True).float()
+        # Noise that changed between two points, or half precision, would drown their distance.
+        images = self._sampler.images(w, noise_mode="const", full_precision=True)
         size = images.shape[2]
         if self._sampling.crop and size >= 8:
             eighth = size // 8

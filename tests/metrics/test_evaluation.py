@@ -15,6 +15,7 @@ from metrics.job import Job, run_job
 from metrics.registry import find_metric
 from tests import make_data, tiny
 from torch_utils.spawn import WorkerError, run_processes
+from training.run.networks_file import NetworksFileError
 
 ALL = (
     "fid20_full", "fid20", "kid20_full", "is20", "pr20_k3_full", "dc20_k5_full", "classes20_full",
@@ -240,14 +241,21 @@ def test_features_are_no_probabilities(tmp_path):
         ("ppl2_wend8", dict(fake="data", real="data"), "path lengths need a snapshot"),
         ("fid20_full", dict(fake="data"), "needs real images: give them by --data or --real"),
         ("fid20_full", dict(data="nowhere"), "'nowhere' does not exist"),
-        ("fid20_full", dict(network="detector"), "cannot use --network="),
-        ("fid20_full", dict(network="nowhere"), "cannot read --network=.*No such file"),
     ],
 )
 def test_what_cannot_be_measured(files, metric, changes, message):
     changes = {key: files.get(value, value) for key, value in changes.items()}
     with pytest.raises(MetricError, match=message):
         run_job(job(files, metric, **changes))
+
+
+@pytest.mark.parametrize(
+    ("network", "message"),
+    [("detector", "Cannot use --network="), ("nowhere", "Cannot read --network=.*No such file")],
+)
+def test_networks_that_cannot_be_used(files, network, message):
+    with pytest.raises(NetworksFileError, match=message):
+        run_job(job(files, "fid20_full", network=files.get(network, network)))
 
 
 def test_a_data_set_that_has_moved(files, tmp_path):
