@@ -10,7 +10,6 @@ of its own, drawn in the same way, so that a distance is of the step alone and n
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -23,8 +22,6 @@ from torch_utils.image_values import denormalize, quantize
 from training.data.labels import one_hot
 from training.model import Sampler
 
-__all__ = ["MAX_SEED", "GeneratedFeatures", "Latents", "PathLengths", "label_rows"]
-
 MAX_SEED = 2**32 // MAX_COUNT - 1
 _GROUP = 4  # images synthesised at once: part of what an image with random noise is
 _PATH_RESOLUTION = 256  # larger images are shrunk before their perceptual distance is taken
@@ -32,13 +29,23 @@ _PATH_RESOLUTION = 256  # larger images are shrunk before their perceptual dista
 
 @dataclass(frozen=True)
 class Latents:
-    """Where latents and labels come from. labels: float32 [N, c_dim] to choose from, or None."""
+    """Where latents and labels come from."""
 
     seed: int = 0
     labels: np.ndarray | None = None
+    """float32 [N, c_dim] to choose from; None for an unconditional generator."""
 
     def draw(self, index: int, sizes: list[int]) -> tuple[list[np.ndarray], np.ndarray, float]:
-        """Normal vectors of the given sizes, a label [c_dim], and a number in [0, 1)."""
+        """What belongs to one index, always the same.
+
+        Args:
+            index: From 0 to MAX_COUNT - 1.
+            sizes: Of the vectors.
+
+        Returns:
+            Normal vectors float32 of the given sizes, a label float32 [c_dim], and a number in
+            [0, 1).
+        """
         rng = np.random.RandomState(self.seed * MAX_COUNT + index)
         vectors = [rng.randn(size).astype(np.float32) for size in sizes]
         label = np.zeros(0, np.float32)
@@ -48,7 +55,18 @@ class Latents:
 
 
 def label_rows(labels: np.ndarray, c_dim: int) -> np.ndarray:
-    """Class numbers [N] or vectors [N, c_dim] as float32 [N, c_dim]; MetricError if they differ."""
+    """Labels of a data set as a generator takes them.
+
+    Args:
+        labels: Class numbers int64 [N] or vectors float32 [N, D].
+        c_dim: Length of the generator's labels.
+
+    Returns:
+        float32 [N, c_dim].
+
+    Raises:
+        MetricError: The data set has other labels than the generator.
+    """
     if labels.ndim == 1 and labels.max() < c_dim:
         return one_hot(labels, c_dim)
     if labels.ndim == 2 and labels.shape[1] == c_dim:
@@ -67,7 +85,7 @@ class _FromGenerator:
         """Nothing to do ahead."""
 
     def rows(self, start: int, stop: int) -> list[np.ndarray]:
-        """Rows [stop - start, D], made in groups that do not depend on the batch."""
+        """Rows float32 [stop - start, D], made in groups that do not depend on the batch."""
         first = start - start % _GROUP
         with torch.inference_mode():
             parts = [self._group(i) for i in range(first, stop, _GROUP)]
@@ -75,13 +93,17 @@ class _FromGenerator:
         return self._finish(made, start)
 
     def _group(self, first: int) -> torch.Tensor:
-        """The _GROUP items from index `first` on."""
+        """The _GROUP items [_GROUP, ...] from index `first` on."""
         raise NotImplementedError
 
     def _finish(self, made: torch.Tensor, start: int) -> list[np.ndarray]:
+        """Rows of every kind from items that were made; start: index of the first."""
         raise NotImplementedError
 
-    def _draw(self, first: int, vectors: int) -> tuple[list[torch.Tensor], torch.Tensor, Any]:
+    def _draw(
+        self, first: int, vectors: int
+    ) -> tuple[list[torch.Tensor], torch.Tensor, torch.Tensor]:
+        """Of _GROUP items: some z [_GROUP, z_dim], labels [_GROUP, c_dim], numbers [_GROUP]."""
         sizes = [self._sampler.z_dim] * vectors
         device = self._sampler.device
         drawn = [self._latents.draw(i, sizes) for i in range(first, first + _GROUP)]
@@ -95,7 +117,11 @@ class _FromGenerator:
 class GeneratedFeatures(_FromGenerator):
     """What detectors say about generated images; a `metrics.features.Producer`.
 
-    noise_mode: random, const or none.
+    Args:
+        sampler: Makes the images.
+        feature_fns: What is said about them.
+        latents: What they are made of.
+        noise_mode: random, const or none.
     """
 
     def __init__(
@@ -121,9 +147,13 @@ class GeneratedFeatures(_FromGenerator):
 
 
 class PathLengths(_FromGenerator):
-    """Squared perceptual distance over epsilon^2 at points of paths; a Producer of [n, 1].
+    """Squared perceptual distance over epsilon^2 at points of paths; a Producer of float64 [n, 1].
 
-    feature_fn gives vectors whose squared differences are a perceptual distance.
+    Args:
+        sampler: Makes the images; it is not changed.
+        feature_fn: Gives vectors whose squared differences are a perceptual distance.
+        latents: Ends and points of the paths.
+        sampling: How paths are walked.
     """
 
     def __init__(
@@ -171,7 +201,16 @@ class PathLengths(_FromGenerator):
 
 
 def slerp(a: torch.Tensor, b: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-    """Point at t of the great circle from a's direction to b's; vectors [n, D], t [n, 1]."""
+    """Points of great circles.
+
+    Args:
+        a: Vectors [n, D] in whose directions they begin.
+        b: Vectors [n, D] in whose directions they end.
+        t: Places on them in [0, 1], [n, 1].
+
+    Returns:
+        Unit vectors [n, D].
+    """
     a, b = (v / v.norm(dim=-1, keepdim=True) for v in (a, b))
     cosine = (a * b).sum(dim=-1, keepdim=True).clamp(-1, 1)
     across = b - cosine * a

@@ -8,8 +8,14 @@ from typing import Any
 import torch
 
 from metrics import MetricError
-from metrics.evaluation import Evaluation, Result, Settings, comparison_warnings
-from metrics.feature_sources import FeatureSource, FileSource, NetworkSource, open_files
+from metrics.evaluation import Evaluation, Result, Settings
+from metrics.feature_sources import (
+    FeatureSource,
+    FileSource,
+    NetworkSource,
+    comparison_warnings,
+    open_files,
+)
 from metrics.registry import find_metric
 from metrics.sources import ImageFiles
 from torch_utils import distributed

@@ -9,10 +9,11 @@ from dnnlib.util import cache_path, cache_root
 from metrics import MetricError, detectors, evaluation, generated
 from metrics.detector import Detector
 from metrics.detectors import STANDARD_URLS
-from metrics.evaluation import Evaluation, Settings, comparison_warnings, repeatable
-from metrics.feature_sources import open_files
+from metrics.evaluation import Evaluation, Settings
+from metrics.feature_sources import comparison_warnings, open_files
 from metrics.job import Job, run_job
 from metrics.registry import find_metric
+from metrics.repeatable import repeatable
 from tests import make_data, tiny
 from torch_utils.spawn import WorkerError, run_processes
 from training.run.networks_file import NetworksFileError
@@ -277,7 +278,7 @@ def test_real_images_of_ones_own_beside_the_data_set(files, tmp_path):
     assert (full.num_real, part.num_real) == (9, 18), "mirrored, and no subset of other images"
 
 
-def test_no_network_is_used_before_sides_are_found_wanting(files, monkeypatch):
+def test_no_network_is_used_before_sources_are_found_wanting(files, monkeypatch):
     monkeypatch.setattr(evaluation, "load_detector", pytest.fail)
     with pytest.raises(MetricError, match="path lengths need a snapshot"):
         run_job(job(files, "ppl2_wend", fake=files["data"]))
@@ -311,7 +312,7 @@ def test_measuring_leaves_random_states_and_switches_alone(files):
         matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark = before
 
 
-def side(path, size=8, resize_filter=None):
+def source(path, size=8, resize_filter=None):
     files = make_data.archive_files(make_data.pixels(3, size))
     if resize_filter is not None:
         original = {"width": [9, 9], "height": [9, 9]}
@@ -321,8 +322,8 @@ def side(path, size=8, resize_filter=None):
 
 
 def test_warnings_about_differences_that_are_not_of_the_generator(tmp_path):
-    box, lanczos = (side(tmp_path / n, resize_filter=n) for n in ("box", "lanczos"))
-    plain, large = side(tmp_path / "plain"), side(tmp_path / "large", 16)
+    box, lanczos = (source(tmp_path / n, resize_filter=n) for n in ("box", "lanczos"))
+    plain, large = source(tmp_path / "plain"), source(tmp_path / "large", 16)
     assert comparison_warnings(box, box) == [] == comparison_warnings(box, plain)
     assert comparison_warnings(None, box) == []
     [text] = comparison_warnings(box, lanczos)

@@ -67,8 +67,9 @@ def _label_kind(label: object) -> str | int | None:
 
 
 def _is_finite_number(value: object) -> bool:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return number and abs(value) <= _MAX_FLOAT32  # false for NaN
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    return abs(value) <= _MAX_FLOAT32  # false for NaN
 
 
 def _is_labelled_name(entry: object) -> bool:
