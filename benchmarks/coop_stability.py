@@ -90,9 +90,8 @@ class FrechetDistance:
     """Distance between all real digits and as many images of a snapshot, by a detector of `out`."""
 
     def __init__(self, out, data):
-        from metrics.sides import open_files
-
         from metrics.evaluation import Evaluation, Settings
+        from metrics.feature_sources import open_files
         from metrics.registry import find_metric
 
         detector = out / "digits.pt"
@@ -105,13 +104,13 @@ class FrechetDistance:
 
     def __call__(self, snapshot):
         """Frechet distance of the snapshot's G_ema."""
-        from metrics.sides import NetworkSide
+        import torch
 
-        import legacy
+        from metrics.feature_sources import NetworkSource
+        from training.run.networks_file import read_sampler
 
-        with open(snapshot, "rb") as file:
-            G = legacy.load_network_pkl(file)["G_ema"].requires_grad_(False)
-        generated = NetworkSide(G, None, seed=0, noise_mode="const")
+        sampler, _ = read_sampler(str(snapshot), str(snapshot), torch.device("cpu"))
+        generated = NetworkSource(sampler, None, seed=0, noise_mode="const")
         [result] = self._evaluation.measure([self._metric], generated)
         return result.values[result.metric]
 

@@ -12,6 +12,7 @@ import PIL.Image
 import torch
 
 from dnnlib.util import first_line, printable
+from training.data.dataset_json import read_labels
 from training.data.image_cache import DecodedImages
 from training.data.image_files import (
     ALPHA_MODES,
@@ -19,14 +20,13 @@ from training.data.image_files import (
     DatasetError,
     FileStore,
     ImageHeader,
-    Label,
     image_names,
     is_usable_resolution,
     open_image,
     open_store,
     read_image_header,
-    read_labels,
 )
+from training.data.labels import label_array, one_hot
 
 __all__ = ["DatasetError", "ImageFolderDataset", "subset_indices"]
 
@@ -120,7 +120,7 @@ class ImageFolderDataset(torch.utils.data.Dataset):
             return np.zeros(0, np.float32)
         label = self._labels[self._indices[index]]
         if self.has_onehot_labels:
-            return (np.arange(self.label_dim) == label).astype(np.float32)
+            return one_hot(label, self.label_dim)
         return label.copy()
 
     @property
@@ -249,8 +249,7 @@ def _label_rows(store: FileStore, names: list[str]) -> np.ndarray:
             f"dataset.json in '{store.path}' lacks labels for {len(unlabelled)} of {len(names)} "
             f"images, such as '{unlabelled[0]}'."
         )
-    rows: list[Label] = [labels[name] for name in names]
-    return np.array(rows, np.int64 if isinstance(rows[0], int) else np.float32)
+    return label_array(labels, names)
 
 
 def _label_dim(labels: np.ndarray | None) -> int:

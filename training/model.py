@@ -33,21 +33,77 @@ class Stages(NamedTuple):
 
 
 class Sampler(Protocol):
-    """How images are made with a generator; making them changes nothing in it."""
+    """Makes images with a generator of any family, in two steps: latents w, then images of them.
 
-    z_dim: int
-    c_dim: int
-    img_resolution: int
-    img_channels: int
+    The space of w is the one in which paths are straight and projected latents lie. Members are
+    read-only; a copy (`copy.deepcopy`) shares nothing with the original.
+    """
 
     @property
-    def device(self) -> torch.device: ...
+    def z_dim(self) -> int:
+        """Length of z."""
+        ...
+
+    @property
+    def c_dim(self) -> int:
+        """Length of a label; 0: the generator is unconditional."""
+        ...
+
+    @property
+    def img_resolution(self) -> int:
+        """Height and width of the images in pixels."""
+        ...
+
+    @property
+    def img_channels(self) -> int:
+        """Channels of the images."""
+        ...
+
+    @property
+    def w_shape(self) -> tuple[int, ...]:
+        """Shape of the w of one image."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """Where the generator is, and its inputs must be."""
+        ...
 
     def latents(
-        self, z: torch.Tensor, c: torch.Tensor, truncation_psi: float = 1
-    ) -> torch.Tensor: ...
+        self, z: torch.Tensor, c: torch.Tensor, truncation_psi: float = 1.0
+    ) -> torch.Tensor:
+        """The w of latents and labels.
 
-    def images(self, w: torch.Tensor, noise_mode: str = "const") -> torch.Tensor: ...
+        Args:
+            z: float32 [N, z_dim], from a standard normal distribution.
+            c: float32 [N, c_dim]; one-hot for classes.
+            truncation_psi: 1 is no truncation, 0 gives the same w for every z.
+
+        Returns:
+            float32 tensor [N, *w_shape].
+        """
+        ...
+
+    def images(
+        self, w: torch.Tensor, noise_mode: str = "const", full_precision: bool = False
+    ) -> torch.Tensor:
+        """The images of latents.
+
+        Args:
+            w: float32 [N, *w_shape].
+            noise_mode: Noise inputs, for a generator that has them: random, const or none.
+            full_precision: Compute in float32 throughout, where half precision would drown the
+                difference between neighbours.
+
+        Returns:
+            float32 tensor [N, img_channels, img_resolution, img_resolution], nominally in [-1, 1]
+            and not clamped.
+        """
+        ...
+
+    def renew_noise(self) -> None:
+        """Draw the constant noise anew, if there is any; do it to a copy."""
+        ...
 
 
 class Preview(Protocol):

@@ -13,6 +13,7 @@ import PIL.Image
 import torch
 
 from dnnlib.util import atomic_write
+from torch_utils.image_values import quantize
 from training.data.damaged_images import next_whole
 
 __all__ = [
@@ -20,7 +21,6 @@ __all__ = [
     "grid_size",
     "image_grid",
     "pixels",
-    "quantize",
     "remove_old_snapshots",
     "save_image_grid",
     "save_snapshot",
@@ -73,11 +73,6 @@ def remove_old_snapshots(
 
 def _frozen_copy(module: torch.nn.Module) -> torch.nn.Module:
     return copy.deepcopy(module).eval().requires_grad_(False).float().cpu()
-
-
-def quantize(images: torch.Tensor) -> torch.Tensor:
-    """Images in [-1, 1] as uint8 on their device: clamp(x * 127.5 + 128, 0, 255)."""
-    return (images.float() * 127.5 + 128).clamp(0, 255).to(torch.uint8)
 
 
 def pixels(images: np.ndarray | torch.Tensor) -> np.ndarray:

@@ -1,13 +1,13 @@
 """Start a run from the weights of a network snapshot."""
 
 import logging
+from typing import Any
 
 import torch
 
-import legacy
 from dnnlib.errors import UserError
-from dnnlib.util import DownloadError, open_url
 from torch_utils.misc import params_and_buffers
+from training.run.networks_file import read_networks
 from training.settings.transfer_names import OFFICIAL_SNAPSHOTS
 
 logger = logging.getLogger(__name__)
@@ -16,29 +16,26 @@ MAX_ROWS = 40  # of the table of what does not fit; more tell no more than a cou
 
 
 class TransferError(UserError):
-    """A snapshot that no run can start from; the message is one line that says why."""
+    """A snapshot whose networks do not fit a run; the message is one line that says why."""
 
 
-def read_snapshot(source):
-    """The networks of a snapshot: official name, URL or path.
+def read_snapshot(source: str) -> dict[str, Any]:
+    """The networks of the snapshot that --resume names.
+
+    Args:
+        source: Official name, URL or path.
+
+    Returns:
+        As `legacy.load_network_pkl`.
 
     Raises:
-        TransferError: It cannot be read or downloaded, is no network snapshot, or not a safe one.
+        NetworksFileError: It cannot be read or downloaded, is no network snapshot, or no safe one.
     """
-    try:
-        with open_url(OFFICIAL_SNAPSHOTS.get(source, source)) as file:
-            return legacy.load_network_pkl(file)
-    except DownloadError as error:
-        raise TransferError(f"Cannot use --resume={source}: {error}.") from error
-    except FileNotFoundError as error:
-        raise TransferError(
-            f"Cannot read --resume={source}: {error.strerror}; "
-            f"give a path, a URL or one of {', '.join(OFFICIAL_SNAPSHOTS)}."
-        ) from error
-    except OSError as error:
-        raise TransferError(f"Cannot read --resume={source}: {error.strerror}.") from error
-    except (legacy.UnsafePickleError, ValueError) as error:
-        raise TransferError(f"Cannot use --resume={source}: {error}.") from error
+    return read_networks(
+        OFFICIAL_SNAPSHOTS.get(source, source),
+        f"--resume={source}",
+        hint=f"; give a path, a URL or one of {', '.join(OFFICIAL_SNAPSHOTS)}",
+    )
 
 
 @torch.no_grad()

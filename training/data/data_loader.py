@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from torch_utils import distributed
+from torch_utils.image_values import normalize
 from training.data.damaged_images import DamageCount, UndamagedImages
 from training.data.image_files import DatasetError
 from training.data.sampler import InfiniteSampler
@@ -116,7 +117,7 @@ class RealImages:
             self.merge_damage([self.pending_damage])
         (images, labels), self._ahead = self._ahead, None
         self._position += self._batch
-        images = images.to(self._device, non_blocking=True).to(torch.float32) / 127.5 - 1
+        images = normalize(images.to(self._device, non_blocking=True))
         return images, labels.to(self._device, non_blocking=True)
 
     def draw_ahead(self):

@@ -1,4 +1,4 @@
-"""Image files in a folder or zip, their headers and their labels; shared by reader and writer.
+"""Image files in a folder or zip, and their headers; shared by reader and writer.
 
 Nothing here imports torch, so that dataset_tool.py starts fast.
 """
@@ -6,7 +6,6 @@ Nothing here imports torch, so that dataset_tool.py starts fast.
 import errno
 import hashlib
 import io
-import json
 import os
 import re
 import stat
@@ -18,6 +17,7 @@ from typing import IO, NamedTuple
 import PIL.Image
 
 from dnnlib.errors import UserError
+from dnnlib.hashing import add_stream
 from dnnlib.util import first_line, printable
 from training.data.zip_directory import count_members
 
@@ -26,20 +26,15 @@ IMAGE_EXTENSIONS = frozenset(
 )
 ALPHA_MODES = frozenset(("LA", "La", "PA", "RGBA", "RGBa"))  # of Pillow
 MIN_RESOLUTION = 8
-MAX_CLASSES = 1_000_000  # a larger integer label is a mistake, and its one-hot row would not fit
 
 MAX_FILE_BYTES = 1 << 30  # of an image or dataset.json; more is damage or an attack
 MAX_MEMBERS = 10_000_000  # of a zip: eight times ImageNet, and 5 GB of memory
 MAX_RATIO = 1100  # of packing; deflate reaches 1032
-_MAX_FLOAT32 = 3.4e38
-_CHUNK = 1 << 20  # bytes
 _PARTS = re.compile(r"[/\\]")  # between the parts of a name
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PNG_HEADER_BYTES = 26  # signature, length and type of IHDR, width, height, bit depth, colour type
 _PNG_COLOUR_TYPES = {0: "L", 2: "RGB", 3: "P", 4: "LA", 6: "RGBA"}
-
-Label = int | list[float]
 
 
 class DatasetError(UserError):
@@ -148,8 +143,7 @@ class FolderStore(FileStore):
 
     def _add_content(self, name: str, found: "hashlib._Hash") -> None:
         with self.open(name) as stream:
-            while chunk := stream.read(_CHUNK):
-                found.update(chunk)
+            add_stream(found, stream)
 
     def _unreadable(self, error: OSError) -> None:
         raise DatasetError(f"Cannot list '{error.filename}': {error.strerror}.")
@@ -321,66 +315,6 @@ def read_image_header(store: FileStore, name: str) -> ImageHeader:
     with open_image(store, name) as image:
         bits = 8 if image.mode in ("L", "RGB", "P", "LA", "RGBA", "CMYK", "YCbCr") else 0
         return ImageHeader(image.width, image.height, image.mode, bits)
-
-
-def read_labels(store: FileStore) -> dict[str, Label] | None:
-    """Read the labels of dataset.json at the root, by file name.
-
-    Returns None where there is no dataset.json or its labels are null. All labels are integers
-    >= 0 or all are lists of equally many finite numbers; DatasetError says otherwise.
-    """
-    if not store.exists("dataset.json"):
-        return None
-    where = f"dataset.json in '{store.path}'"
-    try:
-        content = json.loads(read_file(store, "dataset.json"))
-    except Exception as error:  # unpacking and parsing can raise anything on damaged data
-        raise DatasetError(f"{where} cannot be read: {first_line(error)}.") from error
-    if not isinstance(content, dict):
-        raise DatasetError(f'{where} must be an object like {{"labels": [["NAME", 6], ...]}}.')
-    labels = content.get("labels")
-    if labels is None:
-        return None
-    if not isinstance(labels, list) or not all(map(_is_labelled_name, labels)):
-        raise DatasetError(f'{where}: "labels" must be null or a list of ["NAME", LABEL] pairs.')
-    by_name = {name.replace("\\", "/"): label for name, label in labels}
-    _check_labels(by_name, where)
-    return by_name
-
-
-def _check_labels(labels: dict[str, Label], where: str) -> None:
-    kinds = set()
-    for name, label in labels.items():
-        kind = _label_kind(label)
-        if kind is None:
-            raise DatasetError(
-                f"{where}: the label of '{name}' is {json.dumps(label)[:40]}; it must be an "
-                f"integer from 0 to {MAX_CLASSES - 1} or a list of finite numbers."
-            )
-        kinds.add(kind)
-        if len(kinds) > 1:
-            raise DatasetError(
-                f"{where} mixes kinds of labels (see '{name}'): they must be all integers or "
-                "all lists of the same length."
-            )
-
-
-def _label_kind(label: object) -> str | int | None:
-    """Return "class", the length of a vector, or None for what is no label."""
-    if isinstance(label, int) and not isinstance(label, bool):
-        return "class" if 0 <= label < MAX_CLASSES else None
-    if isinstance(label, list) and label and all(map(_is_finite_number, label)):
-        return len(label)
-    return None
-
-
-def _is_finite_number(value: object) -> bool:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return number and abs(value) <= _MAX_FLOAT32  # false for NaN
-
-
-def _is_labelled_name(entry: object) -> bool:
-    return isinstance(entry, list) and len(entry) == 2 and isinstance(entry[0], str)
 
 
 def _is_visible(name: str) -> bool:

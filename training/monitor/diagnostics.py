@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from dnnlib.errors import UserError
+from torch_utils.image_values import normalize
 from training.monitor.verdict import Action, Verdict
 
 # Runs of 8 to 32 kimg on digits, with each loss, one on 64 images, stayed below 0.97. A
@@ -171,5 +172,5 @@ def relative_diversity(fakes: torch.Tensor, reals: np.ndarray | torch.Tensor) ->
     Returns:
         Ratio of the standard deviations over the batch, each averaged over pixels; a scalar.
     """
-    reals = torch.as_tensor(reals, device=fakes.device).to(fakes.dtype) / 127.5 - 1
+    reals = normalize(torch.as_tensor(reals, device=fakes.device))
     return fakes.std(dim=0).mean() / reals.std(dim=0).mean().clamp(min=1e-8)

@@ -19,13 +19,13 @@ from typing import NamedTuple
 import torch
 
 from dnnlib.errors import UserError
+from dnnlib.hashing import file_sha256
 from dnnlib.util import first_line
 
 FORMAT = 1
 KEPT = 2
 ATTEMPTS = 3  # failed saves in a row that end a run
 _NAME = re.compile(r"checkpoint-(\d{6,})-(\d{9,})-([0-9a-f]{16})\.pt")
-_CHUNK = 1 << 20
 
 logger = logging.getLogger(__name__)
 
@@ -174,11 +174,7 @@ class _HashingWriter:
 
 
 def _digest(path):
-    found = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(_CHUNK):
-            found.update(chunk)
-    return found.hexdigest()[:16]
+    return file_sha256(path)[:16]
 
 
 def _sync(path):

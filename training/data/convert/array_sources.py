@@ -16,7 +16,8 @@ import PIL.Image
 from dnnlib.util import first_line
 from training.data.convert.image_source import ImageSource, SourceImage
 from training.data.convert.pickled_arrays import load_pickled_batch
-from training.data.image_files import MAX_CLASSES, DatasetError, FileStore, check_size, open_store
+from training.data.image_files import DatasetError, FileStore, check_size, open_store
+from training.data.labels import MAX_CLASSES
 
 _NO_PLANES = "'{}': 'data' must be uint8 rows of three square planes."
 _MAX_ROW_BYTES = 3 * 1024**2

@@ -16,14 +16,9 @@ from training.data.convert.array_sources import (
     MnistSource,
 )
 from training.data.convert.image_source import LABEL_CHOICES, ImageSource, SourceImage
-from training.data.image_files import (
-    DatasetError,
-    Label,
-    image_names,
-    open_image,
-    open_store,
-    read_labels,
-)
+from training.data.dataset_json import read_labels
+from training.data.image_files import DatasetError, image_names, open_image, open_store
+from training.data.labels import Label
 
 __all__ = ["LABEL_CHOICES", "SOURCES", "FileSource", "ImageSource", "LmdbSource", "open_source"]
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import PIL.Image
 
-from training.data.image_files import Label
+from training.data.labels import Label
 
 LABEL_CHOICES = ("auto", "none", "folders", "coarse")
 
