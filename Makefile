@@ -9,7 +9,7 @@ DEMO := demo
 help:
 	@echo "make demo     train a small GAN on handwritten digits and show it (minutes, CPU or GPU)"
 	@echo "make test     run the tests"
-	@echo "make lint     check style and generated documents, as CI does"
+	@echo "make lint     check style, types and generated documents, as CI does"
 	@echo "make docs     write the generated documents"
 	@echo "make clean    remove the environment and the demo"
 
@@ -53,6 +53,7 @@ test: install
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/pyright
 	$(BIN)/python docs/generate.py --check
 
 docs: install
