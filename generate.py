@@ -59,7 +59,7 @@ class Options:
 
 
 def parse_seeds(text: str) -> list[int]:
-    """Seeds of a list with ranges, ends included, without repetitions: ``1,2,5-9``.
+    """Seeds of a list with ranges, ends included, without repetitions: `1,2,5-9`.
 
     Raises ValueError with a message for the user.
     """

@@ -21,8 +21,6 @@ from dnnlib.safe_pickle import RestrictedUnpickler, SafeFunction, SealedDict, Un
 from dnnlib.util import first_line
 from torch_utils import persistence
 
-__all__ = ["NetworkPickleError", "UnsafePickleError", "load_network_pkl"]
-
 _MAX_DEPTH = 32  # of nested modules and containers; real snapshots stay below ten
 _MAX_ITEMS = 200_000  # of modules and arguments together; real snapshots have a few thousand
 _MAX_NAME = 200  # characters of the name of a tensor, module or argument
@@ -35,13 +33,13 @@ class NetworkPickleError(ValueError):
 def load_network_pkl(file: BinaryIO) -> dict[str, Any]:
     """Read a network snapshot from a binary file.
 
-    Returns a dict with ``G``, ``D``, ``G_ema`` (modules on the CPU in eval mode, float32),
-    ``augment_pipe`` (module or None) and ``training_set_kwargs`` (EasyDict or None).
+    Returns a dict with `G`, `D`, `G_ema` (modules on the CPU in eval mode, float32),
+    `augment_pipe` (module or None) and `training_set_kwargs` (EasyDict or None).
 
     Raises:
-        UnsafePickleError: the pickle refers to something outside the list of safe names, or a
+        UnsafePickleError: The pickle refers to something outside the list of safe names, or a
             network in it is of an unknown class or has arguments that are no plain data.
-        NetworkPickleError: anything else that keeps the file from being used.
+        NetworkPickleError: Anything else that keeps the file from being used.
     """
     if not file.seekable():  # a pipe
         file = io.BytesIO(file.read())
@@ -92,7 +90,7 @@ def _networks_of(data: Any) -> dict[str, Any]:
 
 
 class _Node(NamedTuple):
-    """A checked record: ``state`` holds plain constructor arguments, real tensors and nodes."""
+    """A checked record: `state` holds plain constructor arguments, real tensors and nodes."""
 
     cls: type
     state: dict[str, Any]
@@ -257,7 +255,7 @@ def _new_storage(raw: Any) -> _Storage:
 
 
 def _new_tensor(storage, offset, size, stride, requires_grad=False, *_unused) -> _SavedTensor:
-    """``torch._utils._rebuild_tensor`` and ``_v2``; hooks and metadata are dropped."""
+    """`torch._utils._rebuild_tensor` and `_v2`; hooks and metadata are dropped."""
     if not isinstance(storage, _Storage):
         raise NetworkPickleError(f"damaged: a tensor lies in a {type(storage).__name__}")
     size, stride = tuple(size), tuple(stride)
@@ -276,7 +274,7 @@ def _new_tensor(storage, offset, size, stride, requires_grad=False, *_unused) ->
 
 
 def _new_parameter(saved, requires_grad=True, *_unused) -> _SavedTensor:
-    """``torch._utils._rebuild_parameter`` and ``_with_state``; hooks and state are dropped."""
+    """`torch._utils._rebuild_parameter` and `_with_state`; hooks and state are dropped."""
     if not isinstance(saved, _SavedTensor):
         raise NetworkPickleError(f"damaged: a parameter is a {type(saved).__name__}")
     return _SavedTensor(saved.tensor.detach().requires_grad_(bool(requires_grad)))

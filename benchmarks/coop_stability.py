@@ -90,9 +90,10 @@ class FrechetDistance:
     """Distance between all real digits and as many images of a snapshot, by a detector of `out`."""
 
     def __init__(self, out, data):
+        from metrics.sides import open_files
+
         from metrics.evaluation import Evaluation, Settings
         from metrics.registry import find_metric
-        from metrics.sides import open_files
 
         detector = out / "digits.pt"
         if not detector.exists():
@@ -104,8 +105,9 @@ class FrechetDistance:
 
     def __call__(self, snapshot):
         """Frechet distance of the snapshot's G_ema."""
-        import legacy
         from metrics.sides import NetworkSide
+
+        import legacy
 
         with open(snapshot, "rb") as file:
             G = legacy.load_network_pkl(file)["G_ema"].requires_grad_(False)

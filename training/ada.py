@@ -16,7 +16,7 @@ class AdaController:
 
     Args:
         p: The probability, a scalar tensor that is changed in place.
-        target: r_t to hold, between 0 and 1.
+        target: The r_t to hold, between 0 and 1.
         kimg: Thousands of images for p to go from 0 to 1.
     """
 

@@ -147,7 +147,7 @@ class AugmentPipe(torch.nn.Module):
         Args:
             images: [N, C, H, W], floating point, values nominally in [-1, 1]. At least 2x2 pixels;
                 C is 1 or 3 where a colour augmentation is on.
-            debug_percentile: q in (0, 1) makes the pipe deterministic: every random draw is
+            debug_percentile: A q in (0, 1) makes the pipe deterministic: every random draw is
                 replaced by its q-quantile (that of normal draws divided by sqrt(2)) and every
                 augmentation that has a strength is applied, whatever p, except for the second of
                 the two rotations.
@@ -158,7 +158,7 @@ class AugmentPipe(torch.nn.Module):
             differentiable with respect to `images`.
 
         Raises:
-            ValueError: wrong rank, size, dtype or channel count, or q outside (0, 1).
+            ValueError: Wrong rank, size, dtype or channel count, or q outside (0, 1).
         """
         _check_batch(images, debug_percentile)
         x = images if images.dtype == torch.float64 else images.to(torch.float32)
@@ -507,7 +507,7 @@ def _lookup_grid(inverse, offset, in_size, out_size):
 
     Args:
         inverse: [N, 3, 3], output to input coordinates in pixels about the image centre.
-        offset: x and y to add to the input coordinates.
+        offset: The x and y to add to the input coordinates.
         in_size: Width and height of the upsampled input in samples.
         out_size: Width and height of the upsampled output in samples.
 

@@ -28,8 +28,6 @@ from training.data.image_files import (
     read_labels,
 )
 
-__all__ = ["DatasetError", "ImageFolderDataset", "subset_indices"]
-
 _CHANNELS = {"L": 1, "RGB": 3}
 _REMEDY = "convert the data with dataset_tool.py"
 
@@ -115,7 +113,7 @@ class ImageFolderDataset(torch.utils.data.Dataset):
         return np.ascontiguousarray(image), self.get_label(index)
 
     def get_label(self, index: int) -> np.ndarray:
-        """Return the label of one image, float32 [label_dim]."""
+        """The label of one image, float32 [label_dim]."""
         if self._labels is None:
             return np.zeros(0, np.float32)
         label = self._labels[self._indices[index]]
@@ -236,7 +234,7 @@ def _describe(header: ImageHeader) -> str:
 
 
 def _label_rows(store: FileStore, names: list[str]) -> np.ndarray:
-    """Return the labels in the order of names: int64 [N] for classes, float32 [N, D]."""
+    """The labels in the order of names: int64 [N] for classes, float32 [N, D]."""
     labels = read_labels(store)
     if not labels:
         raise DatasetError(
@@ -260,7 +258,7 @@ def _label_dim(labels: np.ndarray | None) -> int:
 
 
 def subset_indices(count: int, max_size: int | None, seed: int) -> np.ndarray:
-    """Return sorted indices of all images, or of a random subset of max_size.
+    """Sorted indices of all images, or of a random subset of max_size.
 
     Raises DatasetError for a size or seed out of range. RandomState is frozen for good, so a seed
     means the same subset everywhere.

@@ -14,18 +14,6 @@ import torch
 from dnnlib.util import atomic_write
 from training.data.damaged_images import next_whole
 
-__all__ = [
-    "find_snapshots",
-    "grid_size",
-    "image_grid",
-    "pixels",
-    "quantize",
-    "remove_old_snapshots",
-    "save_image_grid",
-    "save_snapshot",
-    "snapshot_grid",
-]
-
 # A grid of images is about one 8K screen, but never so many or so few that it tells nothing.
 _SCREEN = (7680, 4320)
 _COLUMNS = (7, 32)
@@ -44,7 +32,7 @@ def save_snapshot(
     """Write a network snapshot: a pickle that legacy.load_network_pkl() and the official repo read.
 
     The networks are saved as CPU copies in eval mode, float32, without requires_grad; the given
-    ones are not changed. ``training_set_kwargs`` is plain data from which the official tools
+    ones are not changed. `training_set_kwargs` is plain data from which the official tools
     build their data set. The file replaces an older one of that name only when it is complete.
     Raises OSError when it cannot be written.
     """
@@ -61,7 +49,7 @@ def save_snapshot(
 
 
 def find_snapshots(run_dir: str | PathLike) -> list[Path]:
-    """Return all ``network-snapshot-*.pkl`` of a run folder, the newest last."""
+    """Return all `network-snapshot-*.pkl` of a run folder, the newest last."""
     found = Path(run_dir).glob("network-snapshot-*.pkl")
     # By length first: from 1,000,000 kimg on, names are longer and numbers have no zeros in front.
     return sorted(found, key=lambda path: (len(path.name), path.name))
@@ -70,7 +58,7 @@ def find_snapshots(run_dir: str | PathLike) -> list[Path]:
 def remove_old_snapshots(
     run_dir: str | PathLike, keep: int, spare: str | PathLike | None = None
 ) -> None:
-    """Remove all ``network-snapshot-*.pkl`` of a run folder but the newest and ``spare``."""
+    """Remove all `network-snapshot-*.pkl` of a run folder but the newest and `spare`."""
     for path in find_snapshots(run_dir)[:-keep]:
         if spare is None or path != Path(spare):
             path.unlink(missing_ok=True)
@@ -97,14 +85,14 @@ def image_grid(images: np.ndarray | torch.Tensor, size: tuple[int, int]) -> np.n
     """Lay images [N, C, H, W] out row by row on one picture.
 
     Args:
-        images: float in [-1, 1] or uint8, one or three channels.
+        images: Float in [-1, 1] or uint8, one or three channels.
         size: (columns, rows); cells without an image are black.
 
     Returns:
         uint8 array [rows * H, columns * W, C].
 
     Raises:
-        ValueError: the images are of another shape, or more than the grid has cells.
+        ValueError: The images are of another shape, or more than the grid has cells.
     """
     cells = pixels(images)
     columns, rows = size
@@ -154,7 +142,7 @@ class LabelledImages(Protocol):
 def snapshot_grid(
     dataset: LabelledImages, seed: int
 ) -> tuple[tuple[int, int], np.ndarray, np.ndarray, list[str]]:
-    """Choose the real images for ``reals.png``, and the labels for the grids of generated ones.
+    """Choose the real images for `reals.png`, and the labels for the grids of generated ones.
 
     With class labels each row shows one class, in order of the classes (as many as there are
     rows); otherwise the images are a random choice. Images repeat where there are too few, and in

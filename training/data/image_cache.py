@@ -45,7 +45,7 @@ class DecodedImages:
         return DecodedImages, self._made_of
 
     def read(self, number: int) -> np.ndarray | None:
-        """Return a copy of one image, uint8 [C, H, W]; None where the file holds no whole one."""
+        """A copy of one image, uint8 [C, H, W]; None where the file holds no whole one."""
         image = np.array(self._pixels[number])
         whole = zlib.crc32(image, self._start) == self._checksums[number]
         return image if whole else None

@@ -65,7 +65,7 @@ class FileStore(ABC):
 
     @abstractmethod
     def names(self) -> list[str]:
-        """Return the sorted names of all visible files, relative, with forward slashes."""
+        """The sorted names of all visible files, relative, with forward slashes."""
 
     @abstractmethod
     def exists(self, name: str) -> bool:
@@ -73,11 +73,11 @@ class FileStore(ABC):
 
     @abstractmethod
     def size(self, name: str) -> int:
-        """Return the length of one file in bytes, unpacked."""
+        """The length of one file in bytes, unpacked."""
 
     @abstractmethod
     def fingerprint(self, name: str) -> str:
-        """Return a text that changes with the content of one file."""
+        """A text that changes with the content of one file."""
 
     @abstractmethod
     def open(self, name: str) -> IO[bytes]:
@@ -85,7 +85,7 @@ class FileStore(ABC):
 
     @abstractmethod
     def signature(self, content: bool = False) -> str:
-        """Return a text that differs for other files: by names and sizes, or by `content`, too."""
+        """A text that differs for other files: by names and sizes, or by `content`, too."""
 
     @abstractmethod
     def close(self) -> None:
@@ -96,7 +96,7 @@ class FolderStore(FileStore):
     """All files below a folder."""
 
     def names(self) -> list[str]:
-        """Return the sorted names of all visible files, relative, with forward slashes."""
+        """The sorted names of all visible files, relative, with forward slashes."""
         found, seen = [], set()
         for folder, folders, files in os.walk(
             self.path, onerror=self._unreadable, followlinks=True
@@ -116,11 +116,11 @@ class FolderStore(FileStore):
         return os.path.isfile(os.path.join(self.path, name))
 
     def size(self, name: str) -> int:
-        """Return the length of one file in bytes."""
+        """The length of one file in bytes."""
         return os.path.getsize(os.path.join(self.path, name))
 
     def fingerprint(self, name: str) -> str:
-        """Return the SHA-256 of one file."""
+        """The SHA-256 of one file."""
         found = hashlib.sha256()
         self._add_content(name, found)
         return found.hexdigest()
@@ -133,7 +133,7 @@ class FolderStore(FileStore):
         return open(path, "rb")
 
     def signature(self, content: bool = False) -> str:
-        """Return a digest of names and sizes of images and labels, or of all that is in them."""
+        """A digest of names and sizes of images and labels, or of all that is in them."""
         found = hashlib.sha256()
         names = [*image_names(self), "dataset.json"]
         for name in filter(self.exists, names):  # without links that lead nowhere
@@ -166,7 +166,7 @@ class ZipStore(FileStore):
         return {**self.__dict__, "_zip": None, "_zip_pid": 0}
 
     def names(self) -> list[str]:
-        """Return the sorted names of all visible files, as they stand in the zip."""
+        """The sorted names of all visible files, as they stand in the zip."""
         return sorted({name for name in self._handle().namelist() if _is_visible(name)})
 
     def exists(self, name: str) -> bool:
@@ -174,7 +174,7 @@ class ZipStore(FileStore):
         return name in self._handle().NameToInfo
 
     def size(self, name: str) -> int:
-        """Return the length of one member in bytes, unpacked; reading gives no more."""
+        """The length of one member in bytes, unpacked; reading gives no more."""
         return self._handle().getinfo(name).file_size
 
     def fingerprint(self, name: str) -> str:
@@ -187,7 +187,7 @@ class ZipStore(FileStore):
         return self._handle().open(name)
 
     def signature(self, content: bool = True) -> str:
-        """Return a digest of the names, sizes and checksums of all members."""
+        """A digest of the names, sizes and checksums of all members."""
         found = hashlib.sha256()
         for member in self._handle().infolist():
             found.update(f"{member.filename}\0{member.file_size}\0{member.CRC}\0".encode())
@@ -276,7 +276,7 @@ def open_store(path: str | os.PathLike) -> FileStore:
 
 
 def image_names(store: FileStore) -> list[str]:
-    """Return the sorted names of the store's files that have an image's extension."""
+    """The sorted names of the store's files that have an image's extension."""
     return [n for n in store.names() if os.path.splitext(n)[1].lower() in IMAGE_EXTENSIONS]
 
 

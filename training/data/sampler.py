@@ -46,7 +46,7 @@ class InfiniteSampler(torch.utils.data.Sampler):
             position += self._stride
 
     def _order(self, epoch: int) -> np.ndarray:
-        """Return the permutation of one epoch.
+        """The permutation of one epoch.
 
         Sorting raw draws uses only what NumPy promises never to change, unlike
         Generator.permutation; a run resumed under another NumPy sees the same stream.

@@ -108,7 +108,7 @@ class CifarSource(ArraySource):
         return re.search(r"\.(tar|tgz|tar\.\w+)$", path) is not None and os.path.isfile(path)
 
     def count(self) -> int | None:
-        """Return the number of training images."""
+        """The number of training images."""
         return sum(len(batch.images) for batch in self._batches)
 
     def batches(self) -> Iterator[Batch]:
@@ -241,7 +241,7 @@ class MnistSource(ArraySource):
         return path.endswith(cls._ENDING) and os.path.isfile(path)
 
     def count(self) -> int | None:
-        """Return the number of images that the header promises."""
+        """The number of images that the header promises."""
         return self._shape[0]
 
     def batches(self) -> Iterator[Batch]:
@@ -302,7 +302,7 @@ class DigitsSource(ArraySource):
         return path == "digits"
 
     def count(self) -> int | None:
-        """Return the number of images."""
+        """The number of images."""
         return len(self._batch.images)
 
     def batches(self) -> Iterator[Batch]:
@@ -316,7 +316,7 @@ def _to_image(pixels: np.ndarray) -> PIL.Image.Image:
 
 
 def _side(length: int, name: str) -> int:
-    """Return the side in pixels of an image that is a row of that length."""
+    """The side in pixels of an image that is a row of that length."""
     side = round((length / 3) ** 0.5) if 0 < length <= _MAX_ROW_BYTES else 0
     if side > 0 and length == 3 * side * side:
         return side

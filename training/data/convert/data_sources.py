@@ -15,7 +15,7 @@ from training.data.convert.array_sources import (
     ImageNetSource,
     MnistSource,
 )
-from training.data.convert.image_source import LABEL_CHOICES, ImageSource, SourceImage
+from training.data.convert.image_source import ImageSource, SourceImage
 from training.data.image_files import (
     DatasetError,
     Label,
@@ -24,8 +24,6 @@ from training.data.image_files import (
     open_store,
     read_labels,
 )
-
-__all__ = ["LABEL_CHOICES", "SOURCES", "FileSource", "ImageSource", "LmdbSource", "open_source"]
 
 
 class FileSource(ImageSource):
@@ -52,7 +50,7 @@ class FileSource(ImageSource):
         return os.path.exists(path)
 
     def count(self) -> int | None:
-        """Return the number of image files."""
+        """The number of image files."""
         return len(self._names)
 
     def images(self) -> Iterator[SourceImage]:
@@ -123,7 +121,7 @@ class LmdbSource(ImageSource):
         return os.path.isdir(path) and (named or os.path.exists(os.path.join(path, "data.mdb")))
 
     def count(self) -> int | None:
-        """Return the number of records."""
+        """The number of records."""
         return self._count
 
     def images(self) -> Iterator[SourceImage]:
@@ -169,7 +167,7 @@ def open_source(path: str, labels: str = "auto") -> ImageSource:
 
 
 def class_folders(names: list[str]) -> dict[str, str] | None:
-    """Return the class folder of each image, or None where the images do not lie in such.
+    """The class folder of each image, or None where the images do not lie in such.
 
     Below the folders that all images share, every image must lie in a folder, and there must be
     at least two; the uppermost of them is the class.

@@ -68,7 +68,7 @@ class Scan:
     notes: list[str] = field(default_factory=list)
 
     def report(self) -> str:
-        """Return the list of all problems, one line a file, shortened after MAX_LISTED."""
+        """The list of all problems, one line a file, shortened after MAX_LISTED."""
         count = len(self.problems)
         lines = [f"{count} of {len(self.keep)} images cannot be used; nothing was written."]
         lines += [

@@ -46,7 +46,7 @@ class ImageSource(ABC):
 
     @abstractmethod
     def count(self) -> int | None:
-        """Return the number of images; None: known only after reading."""
+        """The number of images; None: known only after reading."""
 
     @abstractmethod
     def images(self) -> Iterator[SourceImage]:

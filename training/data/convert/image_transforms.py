@@ -61,7 +61,7 @@ class Resize:
     transform: str | None = None
 
     def output_size(self, size: tuple[int, int]) -> tuple[int, int] | None:
-        """Return the (width, height) that an image of this size gets; None: it is dropped."""
+        """The (width, height) that an image of this size gets; None: it is dropped."""
         width, height = size
         if self.transform == "center-crop-wide":
             fits = width >= self.width and self._wide_height(size) >= self.height
@@ -80,7 +80,7 @@ class Resize:
         return image if size == image.size else image.resize(size, RESIZE_FILTERS[self.filter])
 
     def _wide_height(self, size: tuple[int, int]) -> int:
-        """Return the height of the whole image once scaled to the wanted width."""
+        """The height of the whole image once scaled to the wanted width."""
         return round(self.width * size[1] / size[0])
 
     def _apply_wide(self, image: PIL.Image.Image) -> PIL.Image.Image:
