@@ -32,6 +32,12 @@ def plain_operators():
 
 
 @pytest.fixture
+def no_curves(monkeypatch):
+    """Runs draw no learning curves; see `tests.train_cli.without_curves`."""
+    monkeypatch.setattr("training.training_loop.save_curves", lambda run_dir: None)
+
+
+@pytest.fixture
 def native():
     """Native operators on the CPU; skips where there is no compiler, and there alone."""
     from torch_utils.ops.native import build, library, toolchain

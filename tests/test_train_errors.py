@@ -10,11 +10,13 @@ import pytest
 import train
 from tests import make_data, tiny
 from tests.hostile_pickles import HOSTILE
-from tests.train_cli import SMALL, refused, snapshot, trained
+from tests.train_cli import SMALL, refused, snapshot, trained, without_curves
 from training.launch.command import last_line
 from training.run.checkpoint import find_checkpoints
 from training.snapshot import save_snapshot
 from training.training_loop import TrainingRun
+
+pytestmark = without_curves
 
 FEW_CHANNELS = ("--g-scale=0.001953125", "--d-scale=0.001953125", "--gamma=0")
 

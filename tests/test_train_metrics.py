@@ -14,9 +14,11 @@ from metrics import MetricError
 from metrics.evaluation import Evaluation, Settings
 from metrics.job import Job, run_job
 from tests import tiny
-from tests.train_cli import SMALL, invoke, refused, snapshot, trained
+from tests.train_cli import SMALL, invoke, refused, snapshot, trained, without_curves
 from training.run.checkpoint import read_newest_checkpoint
 from training.training_loop import TrainingRun
+
+pytestmark = without_curves
 
 COMMON = ("--kimg=2", "--coop-kimg=1", "--coop-steps=1", "--batch=100", "--gamma=0", "--snap=1")
 

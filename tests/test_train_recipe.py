@@ -3,8 +3,10 @@
 import pytest
 
 from tests import tiny
-from tests.train_cli import snapshot, ticks, trained
+from tests.train_cli import snapshot, ticks, trained, without_curves
 from training.settings.validation import LOSSES
+
+pytestmark = without_curves
 
 # Four channels at 8x8, and enough iterations for every lazy regulariser to come up.
 TINY = ("--batch=100", "--g-scale=0.001953125", "--d-scale=0.001953125", "--gamma=0")

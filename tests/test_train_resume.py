@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,11 +13,14 @@ import pytest
 
 import train
 from tests import tiny
-from tests.train_cli import SMALL, invoke, refused, ticks
+from tests.train_cli import SMALL, invoke, refused, ticks, without_curves
 from training.launch.launcher import job_name
+from training.monitor.curves import save_curves
 from training.run.checkpoint import find_checkpoints, read_checkpoint, write_checkpoint
 from training.run.run_dir import JOB
 from training.training_loop import TrainingRun
+
+pytestmark = without_curves
 
 ROOT = Path(train.__file__).parent
 TINY = (*SMALL, "--batch=40", "--gamma=0", "--g-scale=0.001953125", "--d-scale=0.001953125")
@@ -50,16 +54,25 @@ def seen(run_dir):
     return read_checkpoint(find_checkpoints(run_dir)[0].path)["parts"]["training"]["nimg"]
 
 
-@pytest.fixture
-def stopped(data, tmp_path, monkeypatch):
-    """A run that a signal has stopped: (its command line, its folder)."""
-    args = (f"--data={data}", f"--outdir={tmp_path / 'runs'}")
-    result = interrupted(monkeypatch, *args)
+@pytest.fixture(scope="module")
+def stopped_once(data, tmp_path_factory):
+    """The folder of runs with one that a signal has stopped."""
+    outdir = tmp_path_factory.mktemp("stopped") / "runs"
+    with pytest.MonkeyPatch.context() as patch:
+        result = interrupted(patch, f"--data={data}", f"--outdir={outdir}")
     assert result.exit_code == 0
     assert "Stopped by SIGTERM at kimg 0.4; the state of kimg 0.4 is saved." in result.output
-    [run_dir] = (tmp_path / "runs").iterdir()
+    [run_dir] = outdir.iterdir()
     assert seen(run_dir) == 400 and len(ticks(run_dir)) == 1
-    return args, run_dir
+    return outdir
+
+
+@pytest.fixture
+def stopped(data, stopped_once, tmp_path):
+    """A run that a signal has stopped, for this test alone: (its command line, its folder)."""
+    outdir = shutil.copytree(stopped_once, tmp_path / "runs")
+    [run_dir] = outdir.iterdir()
+    return (f"--data={data}", f"--outdir={outdir}"), run_dir
 
 
 def test_the_same_command_goes_on(stopped):
@@ -186,6 +199,7 @@ def test_signals_that_come_while_a_run_ends(stopped, monkeypatch):
         show(run, end)
 
     monkeypatch.setattr(TrainingRun, "show", show_under_signals)
+    monkeypatch.setattr("training.training_loop.save_curves", save_curves)
     result = interrupted(monkeypatch, *args, at=800)
     assert result.exit_code == 0 and "Stopped by SIGTERM at kimg 0.8" in result.output
 

@@ -5,11 +5,14 @@ import json
 import logging
 from pathlib import Path
 
+import pytest
 from click.testing import CliRunner
 
 import legacy
 import train
 
+# Drawing them takes as long as a small run does, which leaves them out where nobody looks at them.
+without_curves = pytest.mark.usefixtures("no_curves")
 SMALL = ("--cfg=digits", "--kimg=1", "--workers=0", "--device=cpu", "--ops=ref")
 
 
