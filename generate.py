@@ -17,12 +17,16 @@ from typing import TYPE_CHECKING, Any
 import click
 import numpy as np
 
+from dnnlib.command import UserCommand
+from dnnlib.errors import UserError
 from dnnlib.util import DownloadError, first_line, open_url
 from torch_utils.host_memory import keep_freed_memory
-from torch_utils.ops.backend import MODES, NativeUnavailableError, select
+from torch_utils.ops.backend import MODES, select
 
 if TYPE_CHECKING:
     import torch
+
+    from training.networks import Generator
 
 # torch is imported inside functions, so that --help answers at once.
 
@@ -61,7 +65,8 @@ class Options:
 def parse_seeds(text: str) -> list[int]:
     """Seeds of a list with ranges, ends included, without repetitions: `1,2,5-9`.
 
-    Raises ValueError with a message for the user.
+    Raises:
+        ValueError: The text is none; the message is for the user.
     """
     seeds: dict[int, None] = {}  # each once, in order
     for part in text.split(","):
@@ -79,14 +84,16 @@ def parse_seeds(text: str) -> list[int]:
     return list(seeds)
 
 
-def _seeds_option(_ctx: click.Context, _param: click.Parameter, value: str | None):
+def _seeds_option(
+    _ctx: click.Context, _param: click.Parameter, value: str | None
+) -> list[int] | None:
     try:
         return None if value is None else parse_seeds(value)
-    except ValueError as err:
-        raise click.BadParameter(str(err)) from None
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
 
 
-@click.command(help=__doc__)
+@click.command(cls=UserCommand, help=__doc__)
 @click.option("--network", required=True, metavar="PKL", help="Network snapshot: path or URL")
 @click.option("--seeds", callback=_seeds_option, metavar="LIST", help="Seeds, e.g. 1,2,5-9")
 @click.option("--trunc", "truncation_psi", type=float, default=1, show_default=True, metavar="PSI",
@@ -115,14 +122,16 @@ def main(**options: Any) -> None:
     device = _choose_device(opts.device)
     if device.type == "cpu":
         keep_freed_memory()
-    _choose_operators(opts.ops, device)
+    select(opts.ops, device.type)
     network = _load_generator(opts.network).to(device)
     if latents is None:
+        seeds = opts.seeds
+        assert seeds is not None, "_read_latents() asks for one of both"
         label = _label(network, opts.class_idx).to(device)
-        names = [f"seed{seed:04d}.png" for seed in opts.seeds]
-        images = _images_of_seeds(network, label, opts)
+        names = [f"seed{seed:04d}.png" for seed in seeds]
+        images = _images_of_seeds(network, label, seeds, opts)
     else:
-        latents = _fit_latents(latents, network, opts.projected_w)
+        latents = _fit_latents(latents, network, opts)
         digits = max(2, len(str(len(latents) - 1)))
         names = [f"proj{idx:0{digits}d}.png" for idx in range(len(latents))]
         images = _images_of_latents(network, latents, opts)
@@ -146,20 +155,21 @@ def _read_latents(opts: Options) -> np.ndarray | None:
             raise ValueError("it is no .npz file; make one with numpy.savez(FILE, w=ARRAY)")
         with archive:
             return archive["w"]
-    except Exception as err:  # whatever a wrong or damaged file makes NumPy and zipfile raise
-        raise click.ClickException(
-            f"Cannot read array w of --projected-w={opts.projected_w}: {first_line(err)}"
+    except Exception as error:  # whatever a wrong or damaged file makes NumPy and zipfile raise
+        raise UserError(
+            f"Cannot read array w of --projected-w={opts.projected_w}: {first_line(error)}"
         ) from None
 
 
-def _fit_latents(latents: np.ndarray, network: "torch.nn.Module", name: str) -> np.ndarray:
+def _fit_latents(latents: np.ndarray, network: "Generator", opts: Options) -> np.ndarray:
     """The latents as float32 [N, num_ws, w_dim], or an error where they are something else."""
     shape = (network.num_ws, network.w_dim)
     fits = latents.ndim == 3 and latents.shape[1:] == shape and len(latents) > 0
     if not fits or latents.dtype.kind != "f":
-        raise click.ClickException(
-            f"Array w of {name} has shape {list(latents.shape)} and type {latents.dtype}; "
-            f"this network needs floats of shape [N, {shape[0]}, {shape[1]}], N >= 1."
+        raise UserError(
+            f"Array w of {opts.projected_w} has shape {list(latents.shape)} and type "
+            f"{latents.dtype}; this network needs floats of shape "
+            f"[N, {shape[0]}, {shape[1]}], N >= 1."
         )
     return latents.astype(np.float32)
 
@@ -169,9 +179,9 @@ def _prepare_folder(name: str) -> Path:
         os.makedirs(name, exist_ok=True)
         with tempfile.TemporaryFile(dir=name):  # permissions say little on network file systems
             pass
-    except OSError as err:
-        raise click.ClickException(
-            f"Cannot write to --outdir={name}: {err.strerror}. Choose another folder."
+    except OSError as error:
+        raise UserError(
+            f"Cannot write to --outdir={name}: {error.strerror}. Choose another folder."
         ) from None
     return Path(name)
 
@@ -193,40 +203,33 @@ def _choose_device(name: str | None) -> "torch.device":
 
     try:
         return find_device(name)
-    except ValueError as err:
-        raise click.UsageError(f"{err}.") from None
+    except ValueError as error:
+        raise click.UsageError(f"{error}.") from None
 
 
-def _choose_operators(mode: str, device: "torch.device") -> None:
-    try:
-        select(mode, device.type)
-    except NativeUnavailableError as err:
-        raise click.ClickException(str(err)) from None
-
-
-def _load_generator(name: str) -> "torch.nn.Module":
+def _load_generator(name: str) -> "Generator":
     import legacy
     from training.networks import Generator
 
     try:
         with open_url(name) as file:
             network = legacy.load_network_pkl(file)["G_ema"]
-    except DownloadError as err:
-        raise click.ClickException(f"{err}.") from None
-    except OSError as err:
-        raise click.ClickException(
-            f"Cannot read --network={name}: {err.strerror or first_line(err)}."
+    except DownloadError as error:
+        raise UserError(f"{error}.") from None
+    except OSError as error:
+        raise UserError(
+            f"Cannot read --network={name}: {error.strerror or first_line(error)}."
         ) from None
-    except (legacy.UnsafePickleError, ValueError) as err:
-        raise click.ClickException(f"Cannot use --network={name}: {err}.") from None
+    except (legacy.UnsafePickleError, ValueError) as error:
+        raise UserError(f"Cannot use --network={name}: {error}.") from None
     if not isinstance(network, Generator) or network.img_channels not in (1, 3):
-        raise click.ClickException(
+        raise UserError(
             f"Cannot use --network={name}: its G_ema is no generator of grey or RGB images."
         )
     return network
 
 
-def _label(network: "torch.nn.Module", class_idx: int | None) -> "torch.Tensor":
+def _label(network: "Generator", class_idx: int | None) -> "torch.Tensor":
     """One-hot label [1, c_dim]."""
     import torch
 
@@ -253,11 +256,11 @@ def _batches(items: Any, opts: Options) -> Iterator[Any]:
 
 
 def _images_of_seeds(
-    network: "torch.nn.Module", label: "torch.Tensor", opts: Options
+    network: "Generator", label: "torch.Tensor", all_seeds: list[int], opts: Options
 ) -> Iterator[np.ndarray]:
     import torch
 
-    for seeds in _batches(opts.seeds, opts):
+    for seeds in _batches(all_seeds, opts):
         z = np.concatenate([np.random.RandomState(s).randn(1, network.z_dim) for s in seeds])
         z = torch.from_numpy(z).to(label.device, torch.float32)
         c = label.expand(len(seeds), -1)
@@ -267,7 +270,7 @@ def _images_of_seeds(
 
 
 def _images_of_latents(
-    network: "torch.nn.Module", latents: np.ndarray, opts: Options
+    network: "Generator", latents: np.ndarray, opts: Options
 ) -> Iterator[np.ndarray]:
     import torch
 
@@ -279,7 +282,7 @@ def _images_of_latents(
 
 
 def _synthesize(
-    network: "torch.nn.Module", ws: "torch.Tensor", noise_mode: str, noise_seed: int
+    network: "Generator", ws: "torch.Tensor", noise_mode: str, noise_seed: int
 ) -> np.ndarray:
     """Images uint8 [N, 1, C, H, W], ready to be taken one by one."""
     import torch
@@ -302,11 +305,11 @@ def _save(images: Iterator[np.ndarray], names: list[str], outdir: Path, grid: Pa
             save_image_grid(outdir / name, image)
             if grid is not None:
                 kept.append(image)
-        if kept:
+        if grid is not None:
             columns = math.ceil(math.sqrt(len(kept)))
             rows = math.ceil(len(kept) / columns)
             save_image_grid(grid, np.concatenate(kept), (columns, rows))
-    sheet = f" and {os.path.relpath(grid, outdir)}" if kept else ""
+    sheet = "" if grid is None else f" and {os.path.relpath(grid, outdir)}"
     click.echo(f"Saved {len(names)} images{sheet} in {outdir}")
 
 
@@ -314,8 +317,8 @@ def _save(images: Iterator[np.ndarray], names: list[str], outdir: Path, grid: Pa
 def _writing(outdir: Path) -> Iterator[None]:
     try:
         yield
-    except OSError as err:
-        raise click.ClickException(f"Cannot write to {outdir}: {err}.") from None
+    except OSError as error:
+        raise UserError(f"Cannot write to {outdir}: {error}.") from None
 
 
 if __name__ == "__main__":

@@ -137,11 +137,11 @@ def _download(url: str, path: Path) -> None:
         ) as response:
             response.raise_for_status()
             _store(response, path)
-    except (requests.RequestException, OSError) as err:
+    except (requests.RequestException, OSError) as error:
         raise DownloadError(
-            f"cannot download {url} ({first_line(err)}); "
+            f"cannot download {url} ({first_line(error)}); "
             f"check the connection, or put the file at {path} by hand"
-        ) from err
+        ) from error
 
 
 def _store(response: Any, path: Path) -> None:

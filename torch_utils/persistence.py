@@ -183,9 +183,9 @@ def _reconstruct_persistent_obj(meta: Mapping[str, Any]) -> Any:
             return _restore(cls, state)
     try:
         cls = find_persistent_class(name)
-    except LookupError as err:
+    except LookupError as error:
         raise pickle.UnpicklingError(
-            f"{err}; import the module that defines it before unpickling"
+            f"{error}; import the module that defines it before unpickling"
         ) from None
     if _sources[cls.__module__] == source:
         return _restore(cls, state)

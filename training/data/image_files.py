@@ -17,6 +17,7 @@ from typing import IO, NamedTuple
 
 import PIL.Image
 
+from dnnlib.errors import UserError
 from dnnlib.util import first_line, printable
 from training.data.zip_directory import count_members
 
@@ -41,7 +42,7 @@ _PNG_COLOUR_TYPES = {0: "L", 2: "RGB", 3: "P", 4: "LA", 6: "RGBA"}
 Label = int | list[float]
 
 
-class DatasetError(ValueError):
+class DatasetError(UserError, ValueError):
     """Data that cannot be used; the message is one line that says what is wrong and what to do."""
 
     def __init__(self, message: str) -> None:
@@ -162,7 +163,7 @@ class ZipStore(FileStore):
         self._zip: zipfile.ZipFile | None = None
         self._zip_pid = 0
 
-    def __getstate__(self) -> dict:
+    def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_zip": None, "_zip_pid": 0}
 
     def names(self) -> list[str]:
@@ -178,7 +179,7 @@ class ZipStore(FileStore):
         return self._handle().getinfo(name).file_size
 
     def fingerprint(self, name: str) -> str:
-        """Return length and CRC-32 of one member, which the zip's directory holds."""
+        """Length and CRC-32 of one member, which the zip's directory holds."""
         member = self._handle().getinfo(name)
         return f"{member.file_size} {member.CRC:08x}"
 
@@ -281,14 +282,18 @@ def image_names(store: FileStore) -> list[str]:
 
 
 def read_file(store: FileStore, name: str) -> bytes:
-    """Read one file whole; raises DatasetError where it is larger than MAX_FILE_BYTES."""
+    """Read one file whole.
+
+    Raises:
+        DatasetError: It is larger than `MAX_FILE_BYTES`.
+    """
     check_size(name, store.size(name), MAX_FILE_BYTES)
     with store.open(name) as stream:
         return stream.read()
 
 
 def check_size(name: str, size: int, limit: int) -> None:
-    """Refuse a file of more than `limit` bytes: small archives can unpack to terabytes."""
+    """Raise DatasetError for more than `limit` bytes: small archives can unpack to terabytes."""
     if size > limit:
         raise DatasetError(f"'{name}' unpacks to {size} bytes; at most {limit} are read.")
 
@@ -325,8 +330,12 @@ def read_image_header(store: FileStore, name: str) -> ImageHeader:
 def read_labels(store: FileStore) -> dict[str, Label] | None:
     """Read the labels of dataset.json at the root, by file name.
 
-    Returns None where there is no dataset.json or its labels are null. All labels are integers
-    >= 0 or all are lists of equally many finite numbers; DatasetError says otherwise.
+    Returns:
+        None where there is no dataset.json or its labels are null. All labels are integers >= 0,
+        or all are lists of equally many finite numbers.
+
+    Raises:
+        DatasetError: dataset.json holds something else.
     """
     if not store.exists("dataset.json"):
         return None
@@ -365,7 +374,7 @@ def _check_labels(labels: dict[str, Label], where: str) -> None:
 
 
 def _label_kind(label: object) -> str | int | None:
-    """Return "class", the length of a vector, or None for what is no label."""
+    """The word "class", the length of a vector, or None for what is no label."""
     if isinstance(label, int) and not isinstance(label, bool):
         return "class" if 0 <= label < MAX_CLASSES else None
     if isinstance(label, list) and label and all(map(_is_finite_number, label)):
@@ -374,8 +383,9 @@ def _label_kind(label: object) -> str | int | None:
 
 
 def _is_finite_number(value: object) -> bool:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return number and abs(value) <= _MAX_FLOAT32  # false for NaN
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    return abs(value) <= _MAX_FLOAT32  # false for NaN
 
 
 def _is_labelled_name(entry: object) -> bool:

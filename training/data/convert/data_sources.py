@@ -5,6 +5,7 @@ import os
 import re
 from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
 import PIL.Image
 
@@ -37,7 +38,7 @@ class FileSource(ImageSource):
     label_choices = ("auto", "none", "folders")
 
     def __init__(self, path: str, labels: str = "auto") -> None:
-        super().__init__()
+        super().__init__(path, labels)
         self._store = open_store(path)
         self._names = image_names(self._store)
         if not self._names:
@@ -100,7 +101,7 @@ class LmdbSource(ImageSource):
     kind = "lmdb"
 
     def __init__(self, path: str, labels: str = "auto") -> None:
-        super().__init__()
+        super().__init__(path, labels)
         try:
             import lmdb  # optional extra
         except ImportError as error:
@@ -134,7 +135,7 @@ class LmdbSource(ImageSource):
             except self._lmdb.Error as error:
                 raise DatasetError(f"'{self._path}' is damaged: {first_line(error)}.") from error
 
-    def _open(self):  # an lmdb.Environment, which cannot be named without the package
+    def _open(self) -> Any:  # an lmdb.Environment, which cannot be named without the package
         try:
             return self._lmdb.open(self._path, readonly=True, lock=False)
         except self._lmdb.Error as error:
@@ -156,14 +157,19 @@ SOURCES: tuple[type[ImageSource], ...] = (
 def open_source(path: str, labels: str = "auto") -> ImageSource:
     """Open the source at path, or the built-in one of that name.
 
-    labels: auto (what the source has), none, folders (folder names whatever else is there), coarse
-    (CIFAR-100's 20 superclasses); source.label_choices says which of them the source knows.
-    Raises DatasetError where nothing can be read.
+    Args:
+        path: What to read.
+        labels: auto (what the source has), none, folders (folder names whatever else is there),
+            coarse (CIFAR-100's 20 superclasses); `label_choices` of the source says which of them
+            it knows.
+
+    Raises:
+        DatasetError: Nothing can be read there.
     """
-    source_class = next((source for source in SOURCES if source.matches(path)), None)
-    if source_class is None:
-        raise DatasetError(f"'{path}' does not exist.")
-    return source_class(path, labels=labels)
+    for source in SOURCES:
+        if source.matches(path):
+            return source(path, labels)
+    raise DatasetError(f"'{path}' does not exist.")
 
 
 def class_folders(names: list[str]) -> dict[str, str] | None:
