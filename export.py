@@ -19,10 +19,18 @@ from dnnlib.util import first_line, open_url
 
 
 @click.command(cls=UserCommand, help=__doc__)
-@click.option("--network", required=True, metavar="FILE",
-              help="Snapshot (path or URL), or .safetensors with its .json beside it")  # fmt: skip
-@click.option("--dest", required=True, metavar="FILE",
-              help="File to write: .safetensors, with a .json beside it, or .pkl")  # fmt: skip
+@click.option(
+    "--network",
+    required=True,
+    metavar="FILE",
+    help="Snapshot (path or URL), or .safetensors with its .json beside it",
+)
+@click.option(
+    "--dest",
+    required=True,
+    metavar="FILE",
+    help="File to write: .safetensors, with a .json beside it, or .pkl",
+)
 def main(network: str, dest: str) -> None:
     """Read one form, write the other."""
     kinds = Path(network).suffix == ".safetensors", Path(dest).suffix

@@ -96,23 +96,57 @@ def _seeds_option(
 @click.command(cls=UserCommand, help=__doc__)
 @click.option("--network", required=True, metavar="PKL", help="Network snapshot: path or URL")
 @click.option("--seeds", callback=_seeds_option, metavar="LIST", help="Seeds, e.g. 1,2,5-9")
-@click.option("--trunc", "truncation_psi", type=float, default=1, show_default=True, metavar="PSI",
-              help="Truncation: 1 is none, 0 always the mean image")  # fmt: skip
-@click.option("--class", "class_idx", type=int, metavar="INT",
-              help="Class to generate; required for a conditional network")  # fmt: skip
-@click.option("--noise-mode", type=click.Choice(["const", "random", "none"]), default="const",
-              show_default=True,
-              help="Noise inputs; random ones follow from the seed")  # fmt: skip
-@click.option("--projected-w", metavar="FILE",
-              help="Render the latents in this npz file (array w) instead of seeds")  # fmt: skip
+@click.option(
+    "--trunc",
+    "truncation_psi",
+    type=float,
+    default=1,
+    show_default=True,
+    metavar="PSI",
+    help="Truncation: 1 is none, 0 always the mean image",
+)
+@click.option(
+    "--class",
+    "class_idx",
+    type=int,
+    metavar="INT",
+    help="Class to generate; required for a conditional network",
+)
+@click.option(
+    "--noise-mode",
+    type=click.Choice(["const", "random", "none"]),
+    default="const",
+    show_default=True,
+    help="Noise inputs; random ones follow from the seed",
+)
+@click.option(
+    "--projected-w",
+    metavar="FILE",
+    help="Render the latents in this npz file (array w) instead of seeds",
+)
 @click.option("--outdir", required=True, metavar="DIR", help="Where to save the images")
 @click.option("--device", metavar="NAME", help="cuda or cpu  [default: cuda where there is one]")
-@click.option("--ops", type=click.Choice(MODES), default="auto", show_default=True,
-              help="Operators: native, ref (plain PyTorch) or auto (what can be had)")  # fmt: skip
-@click.option("--batch", type=click.IntRange(min=1), default=8, show_default=True,
-              help="Images to make at once")  # fmt: skip
-@click.option("--grid", is_flag=False, flag_value="grid.png", metavar="[FILE]",
-              help="Also save all images on one sheet, grid.png or FILE in --outdir")  # fmt: skip
+@click.option(
+    "--ops",
+    type=click.Choice(MODES),
+    default="auto",
+    show_default=True,
+    help="Operators: native, ref (plain PyTorch) or auto (what can be had)",
+)
+@click.option(
+    "--batch",
+    type=click.IntRange(min=1),
+    default=8,
+    show_default=True,
+    help="Images to make at once",
+)
+@click.option(
+    "--grid",
+    is_flag=False,
+    flag_value="grid.png",
+    metavar="[FILE]",
+    help="Also save all images on one sheet, grid.png or FILE in --outdir",
+)
 def main(**options: Any) -> None:
     """Parse the command line and generate."""
     opts = Options(**options)

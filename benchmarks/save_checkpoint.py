@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import click
 
@@ -44,26 +44,26 @@ DEFAULT_SECONDS = 60 * next(
 )
 
 
-class RandomImages(torch.utils.data.Dataset):
+class RandomImages(torch.utils.data.Dataset[tuple[np.ndarray, np.ndarray]]):
     """What training asks of a data set, without a file."""
 
     has_onehot_labels = False
     label_dim = 0
     signature = "random"
 
-    def __init__(self, resolution, channels):
+    def __init__(self, resolution: int, channels: int) -> None:
         self.resolution, self.num_channels = resolution, channels
         self.image_shape = [channels, resolution, resolution]
         self._images = np.random.RandomState(0).randint(0, 256, [64, *self.image_shape], np.uint8)
         self.raw_labels = np.zeros([64, 0], np.float32)
 
-    def __len__(self):
+    def __len__(self) -> int:
         return 64
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         return self._images[index], self.get_label(index)
 
-    def get_label(self, index):
+    def get_label(self, index: int) -> np.ndarray:
         """No label."""
         return self.raw_labels[index]
 
@@ -75,7 +75,14 @@ class RandomImages(torch.utils.data.Dataset):
 @click.option("--blocks", default=8, show_default=True, help="Of each kind")
 @click.option("--save", type=Path, help="Write the numbers to this JSON file")
 @click.pass_context
-def main(context, resolution, channels, iterations, blocks, save):
+def main(
+    context: click.Context,
+    resolution: int,
+    channels: int,
+    iterations: int,
+    blocks: int,
+    save: Path | None,
+) -> None:
     """Measure and print; other options are those of train.py."""
     arguments = ["--data=random", "--workers=0", *context.args]
     parsed = train.main.make_context("train.py", arguments).params
@@ -92,8 +99,8 @@ def main(context, resolution, channels, iterations, blocks, save):
                 (measure(run, iterations, saving=False), measure(run, iterations, saving=True))
                 for _ in range(blocks)
             ]
-        state_bytes = find_checkpoints(folder)[0].path.stat().st_size
-    report = summary(config, pairs, state_bytes)
+        checkpoint_bytes = find_checkpoints(folder)[0].path.stat().st_size
+    report = summary(config, pairs, checkpoint_bytes)
     report |= {"iterations_of_a_block": iterations, "resolution": resolution}
     report |= {"options": context.args}
     click.echo(json.dumps(report, indent=1))
@@ -109,7 +116,7 @@ class Block(NamedTuple):
     pause: float  # inside save_checkpoint()
 
 
-def measure(run, iterations, saving):
+def measure(run: TrainingRun, iterations: int, saving: bool) -> Block:
     """Train for some iterations, the same phases in each call; maybe save after the first."""
     run.state.iteration = 0
     pause = 0.0
@@ -123,13 +130,16 @@ def measure(run, iterations, saving):
             run.save_checkpoint()
             pause = time.perf_counter() - saved
     spent = time.perf_counter() - start
+    assert run.writer is not None, "this process is alone"
     if run.writer.busy:
         raise click.ClickException("a block ends before the state is written: more --iterations")
     run.writer.wait()  # says whether it failed
     return Block(spent, pause)
 
 
-def summary(config, pairs, state_bytes):
+def summary(
+    config: TrainingConfig, pairs: list[tuple[Block, Block]], checkpoint_bytes: int
+) -> dict[str, Any]:
     """Medians, and shares of training time."""
     plain = statistics.median(without.spent for without, _ in pairs)
     pause = statistics.median(saving.pause for _, saving in pairs)
@@ -140,7 +150,7 @@ def summary(config, pairs, state_bytes):
         "device": torch.cuda.get_device_name() if cuda else processor(),
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
-        "state_mb": round(state_bytes / 1e6, 2),
+        "state_mb": round(checkpoint_bytes / 1e6, 2),
         "seconds_of_a_block_without_save": round(plain, 3),
         "seconds_of_a_pause": round(pause, 4),
         "seconds_lost_in_all_by_a_save": round(statistics.median(lost), 3),
