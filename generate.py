@@ -18,9 +18,10 @@ import click
 import numpy as np
 
 from dnnlib.command import UserCommand
+from dnnlib.errors import UserError
 from dnnlib.util import first_line
 from torch_utils.host_memory import keep_freed_memory
-from torch_utils.ops.backend import MODES, NativeUnavailableError, select
+from torch_utils.ops.backend import MODES, select
 
 if TYPE_CHECKING:
     import torch
@@ -62,9 +63,10 @@ class Options:
 
 
 def parse_seeds(text: str) -> list[int]:
-    """Seeds of a list with ranges, ends included, without repetitions: ``1,2,5-9``.
+    """Seeds of a list with ranges, ends included, without repetitions: `1,2,5-9`.
 
-    Raises ValueError with a message for the user.
+    Raises:
+        ValueError: The text is none; the message is for the user.
     """
     seeds: dict[int, None] = {}  # each once, in order
     for part in text.split(","):
@@ -82,33 +84,69 @@ def parse_seeds(text: str) -> list[int]:
     return list(seeds)
 
 
-def _seeds_option(_ctx: click.Context, _param: click.Parameter, value: str | None):
+def _seeds_option(
+    _ctx: click.Context, _param: click.Parameter, value: str | None
+) -> list[int] | None:
     try:
         return None if value is None else parse_seeds(value)
-    except ValueError as err:
-        raise click.BadParameter(str(err)) from None
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
 
 
 @click.command(cls=UserCommand, help=__doc__)
 @click.option("--network", required=True, metavar="PKL", help="Network snapshot: path or URL")
 @click.option("--seeds", callback=_seeds_option, metavar="LIST", help="Seeds, e.g. 1,2,5-9")
-@click.option("--trunc", "truncation_psi", type=float, default=1, show_default=True, metavar="PSI",
-              help="Truncation: 1 is none, 0 always the mean image")  # fmt: skip
-@click.option("--class", "class_idx", type=int, metavar="INT",
-              help="Class to generate; required for a conditional network")  # fmt: skip
-@click.option("--noise-mode", type=click.Choice(["const", "random", "none"]), default="const",
-              show_default=True,
-              help="Noise inputs; random ones follow from the seed")  # fmt: skip
-@click.option("--projected-w", metavar="FILE",
-              help="Render the latents in this npz file (array w) instead of seeds")  # fmt: skip
+@click.option(
+    "--trunc",
+    "truncation_psi",
+    type=float,
+    default=1,
+    show_default=True,
+    metavar="PSI",
+    help="Truncation: 1 is none, 0 always the mean image",
+)
+@click.option(
+    "--class",
+    "class_idx",
+    type=int,
+    metavar="INT",
+    help="Class to generate; required for a conditional network",
+)
+@click.option(
+    "--noise-mode",
+    type=click.Choice(["const", "random", "none"]),
+    default="const",
+    show_default=True,
+    help="Noise inputs; random ones follow from the seed",
+)
+@click.option(
+    "--projected-w",
+    metavar="FILE",
+    help="Render the latents in this npz file (array w) instead of seeds",
+)
 @click.option("--outdir", required=True, metavar="DIR", help="Where to save the images")
 @click.option("--device", metavar="NAME", help="cuda or cpu  [default: cuda where there is one]")
-@click.option("--ops", type=click.Choice(MODES), default="auto", show_default=True,
-              help="Operators: native, ref (plain PyTorch) or auto (what can be had)")  # fmt: skip
-@click.option("--batch", type=click.IntRange(min=1), default=8, show_default=True,
-              help="Images to make at once")  # fmt: skip
-@click.option("--grid", is_flag=False, flag_value="grid.png", metavar="[FILE]",
-              help="Also save all images on one sheet, grid.png or FILE in --outdir")  # fmt: skip
+@click.option(
+    "--ops",
+    type=click.Choice(MODES),
+    default="auto",
+    show_default=True,
+    help="Operators: native, ref (plain PyTorch) or auto (what can be had)",
+)
+@click.option(
+    "--batch",
+    type=click.IntRange(min=1),
+    default=8,
+    show_default=True,
+    help="Images to make at once",
+)
+@click.option(
+    "--grid",
+    is_flag=False,
+    flag_value="grid.png",
+    metavar="[FILE]",
+    help="Also save all images on one sheet, grid.png or FILE in --outdir",
+)
 def main(**options: Any) -> None:
     """Parse the command line and generate."""
     opts = Options(**options)
@@ -118,7 +156,7 @@ def main(**options: Any) -> None:
     device = _choose_device(opts.device)
     if device.type == "cpu":
         keep_freed_memory()
-    _choose_operators(opts.ops, device)
+    select(opts.ops, device.type)
     sampler = _open_network(opts.network, device)
     if latents is None:
         seeds = opts.seeds or []
@@ -150,9 +188,9 @@ def _read_latents(opts: Options) -> np.ndarray | None:
             raise ValueError("it is no .npz file; make one with numpy.savez(FILE, w=ARRAY)")
         with archive:
             return archive["w"]
-    except Exception as err:  # whatever a wrong or damaged file makes NumPy and zipfile raise
-        raise click.ClickException(
-            f"Cannot read array w of --projected-w={opts.projected_w}: {first_line(err)}"
+    except Exception as error:  # whatever a wrong or damaged file makes NumPy and zipfile raise
+        raise UserError(
+            f"Cannot read array w of --projected-w={opts.projected_w}: {first_line(error)}"
         ) from None
 
 
@@ -161,7 +199,7 @@ def _fit_latents(latents: np.ndarray, sampler: "Sampler", name: str | None) -> n
     shape = sampler.w_shape
     fits = latents.ndim == 1 + len(shape) and latents.shape[1:] == shape and len(latents) > 0
     if not fits or latents.dtype.kind != "f":
-        raise click.ClickException(
+        raise UserError(
             f"Array w of {name} has shape {list(latents.shape)} and type {latents.dtype}; "
             f"this network needs floats of shape [N, {', '.join(map(str, shape))}], N >= 1."
         )
@@ -173,9 +211,9 @@ def _prepare_folder(name: str) -> Path:
         os.makedirs(name, exist_ok=True)
         with tempfile.TemporaryFile(dir=name):  # permissions say little on network file systems
             pass
-    except OSError as err:
-        raise click.ClickException(
-            f"Cannot write to --outdir={name}: {err.strerror}. Choose another folder."
+    except OSError as error:
+        raise UserError(
+            f"Cannot write to --outdir={name}: {error.strerror}. Choose another folder."
         ) from None
     return Path(name)
 
@@ -197,15 +235,8 @@ def _choose_device(name: str | None) -> "torch.device":
 
     try:
         return find_device(name)
-    except ValueError as err:
-        raise click.UsageError(f"{err}.") from None
-
-
-def _choose_operators(mode: str, device: "torch.device") -> None:
-    try:
-        select(mode, device.type)
-    except NativeUnavailableError as err:
-        raise click.ClickException(str(err)) from None
+    except ValueError as error:
+        raise click.UsageError(f"{error}.") from None
 
 
 def _open_network(name: str, device: "torch.device") -> "Sampler":
@@ -292,11 +323,11 @@ def _save(images: Iterator[np.ndarray], names: list[str], outdir: Path, grid: Pa
             save_image_grid(outdir / name, image)
             if grid is not None:
                 kept.append(image)
-        if kept:
+        if grid is not None:
             columns = math.ceil(math.sqrt(len(kept)))
             rows = math.ceil(len(kept) / columns)
             save_image_grid(grid, np.concatenate(kept), (columns, rows))
-    sheet = f" and {os.path.relpath(grid, outdir)}" if kept else ""
+    sheet = "" if grid is None else f" and {os.path.relpath(grid, outdir)}"
     click.echo(f"Saved {len(names)} images{sheet} in {outdir}")
 
 
@@ -304,8 +335,8 @@ def _save(images: Iterator[np.ndarray], names: list[str], outdir: Path, grid: Pa
 def _writing(outdir: Path) -> Iterator[None]:
     try:
         yield
-    except OSError as err:
-        raise click.ClickException(f"Cannot write to {outdir}: {err}.") from None
+    except OSError as error:
+        raise UserError(f"Cannot write to {outdir}: {error}.") from None
 
 
 if __name__ == "__main__":

@@ -126,7 +126,7 @@ def open_metrics(plan, by_default):
         if not by_default:
             raise UserError(f"{error}; or leave metrics out by --metrics=none") from error
         click.echo(f"Metrics are off: {error}.")
-        if not plan.resuming:  # of a run that is resumed they may be possible again next time
+        if plan.run_dir is None:  # of a run that is resumed they may be possible again next time
             plan = dataclasses.replace(plan, config=dataclasses.replace(config, metrics="none"))
         return plan, None
     # Another process loads its own: detectors cannot be pickled.

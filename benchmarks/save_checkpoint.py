@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import click
 
@@ -49,7 +49,14 @@ DEFAULT_SECONDS = 60 * TrainingConfig.save_minutes
 @click.option("--blocks", default=8, show_default=True, help="Of each kind")
 @click.option("--save", type=Path, help="Write the numbers to this JSON file")
 @click.pass_context
-def main(context, resolution, channels, iterations, blocks, save):
+def main(
+    context: click.Context,
+    resolution: int,
+    channels: int,
+    iterations: int,
+    blocks: int,
+    save: Path | None,
+) -> None:
     """Measure and print; other options are those of train.py."""
     arguments = ["--data=random", "--workers=0", *context.args]
     parsed = train.main.make_context("train.py", arguments).params
@@ -66,8 +73,8 @@ def main(context, resolution, channels, iterations, blocks, save):
                 (measure(run, iterations, saving=False), measure(run, iterations, saving=True))
                 for _ in range(blocks)
             ]
-        state_bytes = find_checkpoints(folder)[0].path.stat().st_size
-    report = summary(config, pairs, state_bytes)
+        checkpoint_bytes = find_checkpoints(folder)[0].path.stat().st_size
+    report = summary(config, pairs, checkpoint_bytes)
     report |= {"iterations_of_a_block": iterations, "resolution": resolution}
     report |= {"options": context.args}
     click.echo(json.dumps(report, indent=1))
@@ -83,7 +90,7 @@ class Block(NamedTuple):
     pause: float  # inside Checkpointer.save()
 
 
-def measure(run, iterations, saving):
+def measure(run: TrainingRun, iterations: int, saving: bool) -> Block:
     """Train for some iterations, the same phases in each call; maybe save after the first."""
     run.state.progress.iteration = 0
     pause = 0.0
@@ -105,7 +112,9 @@ def measure(run, iterations, saving):
     return Block(spent, pause)
 
 
-def summary(config, pairs, state_bytes):
+def summary(
+    config: TrainingConfig, pairs: list[tuple[Block, Block]], checkpoint_bytes: int
+) -> dict[str, Any]:
     """Medians, and shares of training time."""
     plain = statistics.median(without.spent for without, _ in pairs)
     pause = statistics.median(saving.pause for _, saving in pairs)
@@ -116,7 +125,7 @@ def summary(config, pairs, state_bytes):
         "device": torch.cuda.get_device_name() if cuda else processor(),
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
-        "state_mb": round(state_bytes / 1e6, 2),
+        "state_mb": round(checkpoint_bytes / 1e6, 2),
         "seconds_of_a_block_without_save": round(plain, 3),
         "seconds_of_a_pause": round(pause, 4),
         "seconds_lost_in_all_by_a_save": round(statistics.median(lost), 3),

@@ -16,8 +16,10 @@ import re
 import statistics
 import sys
 import time
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -36,8 +38,9 @@ from training.ema import update_ema  # noqa: E402
 from training.launch.plan import machine_settings  # noqa: E402
 from training.model import build_model  # noqa: E402
 from training.run.device import prepare_device  # noqa: E402
+from training.settings.config import TrainingConfig  # noqa: E402
 from training.settings.families import make_config  # noqa: E402
-from training.stages import run_phase  # noqa: E402
+from training.stages import Phase, Stage, run_phase  # noqa: E402
 
 
 @click.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
@@ -45,11 +48,24 @@ from training.stages import run_phase  # noqa: E402
 @click.option("--channels", default=3, show_default=True, help="Of the images")
 @click.option("--classes", default=0, show_default=True, help="Length of the labels")
 @click.option("--warmup", default=3, show_default=True, help="Iterations before the measurement")
-@click.option("--repeats", type=click.IntRange(min=1), default=10, show_default=True,
-              help="Iterations measured")  # fmt: skip
+@click.option(
+    "--repeats",
+    type=click.IntRange(min=1),
+    default=10,
+    show_default=True,
+    help="Iterations measured",
+)
 @click.option("--save", type=Path, help="Write the numbers to this JSON file")
 @click.pass_context
-def main(context, resolution, channels, classes, warmup, repeats, save):
+def main(
+    context: click.Context,
+    resolution: int,
+    channels: int,
+    classes: int,
+    warmup: int,
+    repeats: int,
+    save: Path | None,
+) -> None:
     """Measure and print both stages; other options are those of train.py."""
     images = RandomImages(resolution, channels, classes)
     try:
@@ -76,7 +92,7 @@ def main(context, resolution, channels, classes, warmup, repeats, save):
         save.write_text(json.dumps(report, indent=1) + "\n")
 
 
-def read_options(args, resolution):
+def read_options(args: Sequence[str], resolution: int) -> TrainingConfig:
     """The `TrainingConfig` for options of train.py."""
     given = train.main.make_context("train_step.py", ["--data=none", *args]).params
     unused = ("outdir", "dry_run", "restart", "metrics")
@@ -91,25 +107,27 @@ class MultiplyAdds(TorchDispatchMode):
     PyTorch's own counter knows no groups in the gradient of a convolution's weight.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.total = 0
 
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         """Run the operator and count it."""
-        out = function(*args, **(kwargs or {}))
+        out = func(*args, **(kwargs or {}))
         aten = torch.ops.aten
-        if function.overloadpacket in (aten.convolution, aten._convolution):
+        if func.overloadpacket in (aten.convolution, aten._convolution):
             self.total += convolution(args[0], args[1], out, transposed=args[6])
-        elif function.overloadpacket is aten.convolution_backward:
+        elif func.overloadpacket is aten.convolution_backward:
             grad, x, weight, *_, transposed, _, _, mask = args
             self.total += sum(mask[:2]) * convolution(x, weight, grad, transposed)
-        elif function.overloadpacket in flop_registry:
-            self.total += flop_registry[function.overloadpacket](*args, out_val=out) // 2
+        elif func.overloadpacket in flop_registry:
+            self.total += flop_registry[func.overloadpacket](*args, out_val=out) // 2
         return out
 
 
-def convolution(x, weight, out, transposed):
+def convolution(x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor, transposed: bool) -> int:
     """Multiply-adds of a convolution, with groups: every weight is used once at each place."""
     places = x if transposed else out
     return weight.numel() * len(x) * places.shape[2:].numel()
@@ -118,7 +136,7 @@ def convolution(x, weight, out, transposed):
 class Steps:
     """Both stages of a run over the same networks, an iteration at a time."""
 
-    def __init__(self, config, images):
+    def __init__(self, config: TrainingConfig, images: RandomImages) -> None:
         self.config = config
         self.device = prepare_device(config)
         self.model = build_model(config, images, self.device, no_report)
@@ -129,20 +147,20 @@ class Steps:
         )
         self.c = torch.zeros([len(self.real_img), images.label_dim], device=self.device)
 
-    def parts(self, name):
+    def parts(self, name: str) -> Iterator[tuple[str, int, Callable[[], None]]]:
         """(name, interval, function) of what one iteration of a stage is made of."""
         stage = self.stages[name]
         for phase in stage.phases:
             yield phase.name, phase.interval, partial(self.step, stage, phase)
         yield "EMA", 1, partial(update_ema, self.model.nets["G_ema"], self.model.nets["G"], 0.999)
 
-    def step(self, stage, phase):
+    def step(self, stage: Stage, phase: Phase) -> None:
         """One optimizer step."""
         draw = partial(self.model.micro_batches, phase, self.real_img, self.c)
         with phase.context(draw):
             run_phase(stage, phase, draw(), no_report)
 
-    def iterate(self, name):
+    def iterate(self, name: str) -> dict[str, float]:
         """Seconds of every part of an iteration, lazy ones included."""
         seconds = {}
         for part, _, run in self.parts(name):
@@ -151,7 +169,7 @@ class Steps:
             seconds[part] = self.now() - start
         return seconds
 
-    def count(self, name):
+    def count(self, name: str) -> dict[str, Any]:
         """Multiply-adds of an iteration; lazy parts count with their share."""
         total = 0.0
         for _, interval, run in self.parts(name):
@@ -160,7 +178,7 @@ class Steps:
             total += counter.total / interval
         return {"multiply_adds": total, "seconds": {}}
 
-    def peak_memory(self, name):
+    def peak_memory(self, name: str) -> float | None:
         """GiB at the peak of an iteration: of the GPU, else of the process; None: not known."""
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
@@ -174,14 +192,16 @@ class Steps:
             return None
         return int(status.partition("VmHWM:")[2].split()[0]) / 2**20
 
-    def now(self):
+    def now(self) -> float:
         """Time in seconds once all work is done."""
         if self.device.type == "cuda":
             torch.cuda.synchronize()
         return time.perf_counter()
 
 
-def summary(config, steps, measured):
+def summary(
+    config: TrainingConfig, steps: Steps, measured: dict[str, dict[str, Any]]
+) -> dict[str, Any]:
     """All results as plain data."""
     stages = {}
     for name, stage in measured.items():
@@ -210,16 +230,16 @@ def summary(config, steps, measured):
     )
 
 
-def processor():
+def processor() -> str:
     """Name of the processor."""
     try:  # Linux
-        info = Path("/proc/cpuinfo").read_text()
-        return re.search(r"model name\s*: (.*)", info)[1]
-    except (OSError, TypeError):
-        return platform.processor() or platform.machine()
+        found = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    except OSError:
+        found = None
+    return found[1] if found else platform.processor() or platform.machine()
 
 
-def text(report):
+def text(report: dict[str, Any]) -> str:
     """The report as a small table."""
     lines = ["stage         images/s   ms/iteration   peak GiB   multiply-adds"]
     for name, stage in report["stages"].items():

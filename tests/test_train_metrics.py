@@ -21,6 +21,8 @@ from training.run.checkpoint import read_newest_checkpoint
 
 pytestmark = without_curves
 
+pytestmark = without_curves
+
 COMMON = ("--kimg=2", "--coop-kimg=1", "--coop-steps=1", "--batch=100", "--gamma=0", "--snap=1")
 
 

@@ -23,6 +23,8 @@ from training.run.run_dir import JOB
 
 pytestmark = without_curves
 
+pytestmark = without_curves
+
 ROOT = Path(train.__file__).parent
 TINY = (*SMALL, "--batch=40", "--gamma=0", "--g-scale=0.001953125", "--d-scale=0.001953125")
 

@@ -23,14 +23,15 @@ class Loss(Protocol):
     things (`Model.micro_batches`).
     """
 
-    def accumulate_gradients(self, *, phase: str, gain: float, **batch: torch.Tensor) -> None:
-        """Add the gradient of one micro-batch to the networks that `phase` trains.
+    @property
+    def accumulate_gradients(self) -> Callable[..., None]:
+        """Add the gradient of one micro-batch to the networks that a phase trains.
 
         Args:
             phase: Name of the phase: Gmain, Greg, Dmain or Dreg; Gboth and Dboth are main and
                 regulariser in one.
             gain: Factor on the loss.
-            batch: The micro-batch.
+            batch: The micro-batch, item by item.
         """
         ...
 

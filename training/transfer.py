@@ -1,6 +1,7 @@
 """Start a run from the weights of a network snapshot."""
 
 import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -28,6 +29,9 @@ def read_snapshot(source: str) -> dict[str, Any]:
     Returns:
         As `legacy.load_network_pkl`.
 
+    Returns:
+        As `legacy.load_network_pkl`.
+
     Raises:
         NetworksFileError: It cannot be read or downloaded, is no network snapshot, or no safe one.
     """
@@ -39,7 +43,9 @@ def read_snapshot(source: str) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def load_weights(nets, networks):
+def load_weights(
+    nets: Mapping[str, torch.nn.Module], networks: Mapping[str, torch.nn.Module]
+) -> None:
     """Copy every tensor that has the same name and shape in both; the others stay as they are.
 
     How many were copied is logged, and a table of those that were not.
@@ -65,15 +71,15 @@ def load_weights(nets, networks):
         )
 
 
-def _tensors(net):
+def _tensors(net: torch.nn.Module) -> dict[str, torch.Tensor]:
     return dict(params_and_buffers(net))
 
 
-def _fitting(there, here):
+def _fitting(there: Mapping[str, torch.Tensor], here: Mapping[str, torch.Tensor]) -> list[str]:
     return [name for name in here if name in there and there[name].shape == here[name].shape]
 
 
-def _require_use(shared):
+def _require_use(shared: Mapping[str, Iterable[str]]) -> None:
     """Some biases fit anything, and a mapping network is no use without the layers behind it."""
     lacking = [
         name
@@ -87,7 +93,9 @@ def _require_use(shared):
         )
 
 
-def _misfits(there, here):
+def _misfits(
+    there: Mapping[str, torch.Tensor], here: Mapping[str, torch.Tensor]
+) -> list[tuple[str, str, str]]:
     """Rows (tensor, shape there, shape here) of what was not copied; "-" where it is missing.
 
     What belongs to a part of the network that one side lacks makes one row, with a count.
@@ -101,32 +109,36 @@ def _misfits(there, here):
     return rows + [(part, size, "-") for part, size in _lacking(there, here)]
 
 
-def _lacking(tensors, others):
+def _lacking(
+    tensors: Mapping[str, torch.Tensor], others: Mapping[str, torch.Tensor]
+) -> Iterator[tuple[str, str]]:
     """(name, shape) or (part.*, count) of the tensors that `others` has not."""
     prefixes = {prefix for name in others for prefix in _prefixes(name)}
-    parts = {}
+    parts: dict[str, list[str]] = {}
     for name in tensors:
         if name not in others:
             unknown = (f"{prefix}.*" for prefix in _prefixes(name) if prefix not in prefixes)
             parts.setdefault(next(unknown, name), []).append(name)
     for part, names in parts.items():
-        alone = len(names) == 1
-        yield (names[0], _shape(tensors[names[0]])) if alone else (part, f"{len(names)} tensors")
+        if len(names) == 1:
+            yield names[0], _shape(tensors[names[0]])
+        else:
+            yield part, f"{len(names)} tensors"
 
 
-def _prefixes(name):
+def _prefixes(name: str) -> list[str]:
     """a, a.b for a.b.c: the modules that a tensor lies in, the outermost first."""
     parts = name.split(".")
     return [".".join(parts[:end]) for end in range(1, len(parts))]
 
 
-def _shape(tensor):
+def _shape(tensor: torch.Tensor) -> str:
     return str(list(tensor.shape))
 
 
-def _table(rows):
+def _table(rows: Mapping[str, Sequence[tuple[str, str, str]]]) -> str:
     """Text of rows by network, in aligned columns; networks with the same rows share them."""
-    owners = {}
+    owners: dict[tuple[tuple[str, str, str], ...], list[str]] = {}
     for name, own in rows.items():
         owners.setdefault(tuple(own), []).append(name)
     lines = [(", ".join(names), *row) for own, names in owners.items() for row in own]

@@ -16,7 +16,7 @@ from models.stylegan2.networks import (
     build_generator,
 )
 from models.stylegan2.sampler import StyleGAN2Sampler
-from models.stylegan2.stages import build_stages
+from models.stylegan2.stages import build_adversarial_loss, build_stages
 from torch_utils.distributed import all_reduce_mean
 from training.ada import UPDATE_INTERVAL, AdaController
 from training.ema import ema_decay, update_ema
@@ -68,9 +68,10 @@ class StyleGAN2Model:
         }
         self.augment_pipe = build_augment_pipe(config, device)
         self.ada = None
-        if config.aug == "ada":
+        if config.aug == "ada" and self.augment_pipe is not None:
             p = self.augment_pipe.p
             self.ada = AdaController(p, target=config.target, kimg=config.ada_kimg)
+        self.loss = build_adversarial_loss(config, self, report)
         self.stages = build_stages(config, self, report)
         self._batches = LatentBatches(config, dataset, config.z_dim, device)
         self.preview = GridPreview(
@@ -94,7 +95,11 @@ class StyleGAN2Model:
             all_reduce_mean(self.G.mapping.w_avg)  # each process has seen other latents
             decay = ema_decay(config.batch, progress.nimg, config.ema_kimg, config.ema_rampup)
             update_ema(self.G_ema, self.G, decay)
-        if stage.adaptive and (progress.iteration + 1) % UPDATE_INTERVAL == 0:
+        if (
+            self.ada is not None
+            and stage.adaptive
+            and (progress.iteration + 1) % UPDATE_INTERVAL == 0
+        ):
             self.ada.update(config.batch * UPDATE_INTERVAL)
 
     def tick_values(self) -> dict[str, float]:
@@ -111,7 +116,7 @@ class StyleGAN2Model:
         return {
             "augment_p": None if self.augment_pipe is None else self.augment_pipe.p,
             "ada": None if self.ada is None else self.ada.state_dict(),
-            "loss": self.stages.adversarial.loss.state_dict(),
+            "loss": self.loss.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -120,4 +125,4 @@ class StyleGAN2Model:
             self.augment_pipe.p.copy_(state["augment_p"])
         if self.ada is not None:
             self.ada.load_state_dict(state["ada"])
-        self.stages.adversarial.loss.load_state_dict(state["loss"])
+        self.loss.load_state_dict(state["loss"])

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def build_stages(config: "StyleGAN2Config", model: "StyleGAN2Model", report: Report) -> Stages:
     """The cooperative stage, None where its length is zero, and the adversarial one."""
     cooperative = _cooperative(config, model, report) if config.coop_kimg > 0 else None
-    return Stages(cooperative, _adversarial(config, model, report))
+    return Stages(cooperative, _adversarial(config, model))
 
 
 def _cooperative(config: "StyleGAN2Config", model: "StyleGAN2Model", report: Report) -> Stage:
@@ -45,12 +45,11 @@ def _cooperative(config: "StyleGAN2Config", model: "StyleGAN2Model", report: Rep
     )
 
 
-def _adversarial(config: "StyleGAN2Config", model: "StyleGAN2Model", report: Report) -> Stage:
-    observe_real = None if model.ada is None else model.ada.observe
+def _adversarial(config: "StyleGAN2Config", model: "StyleGAN2Model") -> Stage:
     stage = Stage(
         name="adversarial",
         log_prefix="Loss",
-        loss=_adversarial_loss(config, model, report=report, observe_real=observe_real),
+        loss=model.loss,
         phases=(
             *_phases(config, model, "G", config.pl_weight, config.g_reg_interval),
             *_phases(config, model, "D", config.gamma, config.d_reg_interval),
@@ -59,6 +58,14 @@ def _adversarial(config: "StyleGAN2Config", model: "StyleGAN2Model", report: Rep
         adaptive=model.ada is not None,
     )
     return _with_lookahead(stage, config, model) if config.brc_lookahead > 0 else stage
+
+
+def build_adversarial_loss(
+    config: "StyleGAN2Config", model: "StyleGAN2Model", report: Report
+) -> StyleGAN2Loss:
+    """The loss of the adversarial stage; it shows D's scores of real images to ADA."""
+    observe_real = None if model.ada is None else model.ada.observe
+    return _adversarial_loss(config, model, report=report, observe_real=observe_real)
 
 
 def _adversarial_loss(

@@ -51,7 +51,7 @@ def test_starting_over_is_right_without_a_state(tmp_path):
 
 @pytest.mark.parametrize("how", [faults.truncated, faults.flipped])
 def test_a_damaged_state_must_be_named(outdir, how):
-    newest, _ = faults.find_run_states(outdir)
+    newest, _ = faults.find_run_checkpoints(outdir)
     newest.path.write_bytes(how(bytearray(newest.path.read_bytes()), random.Random(0)))
     expectation = soak.Expectation.of(outdir)
     assert expectation == ([newest.path.name], 3008)
@@ -61,7 +61,7 @@ def test_a_damaged_state_must_be_named(outdir, how):
 
 
 def test_with_all_states_damaged_a_run_must_refuse_and_name_them(outdir):
-    for state in faults.find_run_states(outdir):
+    for state in faults.find_run_checkpoints(outdir):
         state.path.write_bytes(b"")
     expectation = soak.Expectation.of(outdir)
     named = "\n".join(expectation.damaged)

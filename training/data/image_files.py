@@ -37,7 +37,7 @@ _PNG_HEADER_BYTES = 26  # signature, length and type of IHDR, width, height, bit
 _PNG_COLOUR_TYPES = {0: "L", 2: "RGB", 3: "P", 4: "LA", 6: "RGBA"}
 
 
-class DatasetError(UserError):
+class DatasetError(UserError, ValueError):
     """Data that cannot be used; the message is one line that says what is wrong and what to do."""
 
     def __init__(self, message: str) -> None:
@@ -61,7 +61,7 @@ class FileStore(ABC):
 
     @abstractmethod
     def names(self) -> list[str]:
-        """Return the sorted names of all visible files, relative, with forward slashes."""
+        """The sorted names of all visible files, relative, with forward slashes."""
 
     @abstractmethod
     def exists(self, name: str) -> bool:
@@ -69,11 +69,11 @@ class FileStore(ABC):
 
     @abstractmethod
     def size(self, name: str) -> int:
-        """Return the length of one file in bytes, unpacked."""
+        """The length of one file in bytes, unpacked."""
 
     @abstractmethod
     def fingerprint(self, name: str) -> str:
-        """Return a text that changes with the content of one file."""
+        """A text that changes with the content of one file."""
 
     @abstractmethod
     def open(self, name: str) -> IO[bytes]:
@@ -81,7 +81,7 @@ class FileStore(ABC):
 
     @abstractmethod
     def signature(self, content: bool = False) -> str:
-        """Return a text that differs for other files: by names and sizes, or by `content`, too."""
+        """A text that differs for other files: by names and sizes, or by `content`, too."""
 
     @abstractmethod
     def close(self) -> None:
@@ -92,7 +92,7 @@ class FolderStore(FileStore):
     """All files below a folder."""
 
     def names(self) -> list[str]:
-        """Return the sorted names of all visible files, relative, with forward slashes."""
+        """The sorted names of all visible files, relative, with forward slashes."""
         found, seen = [], set()
         for folder, folders, files in os.walk(
             self.path, onerror=self._unreadable, followlinks=True
@@ -112,11 +112,11 @@ class FolderStore(FileStore):
         return os.path.isfile(os.path.join(self.path, name))
 
     def size(self, name: str) -> int:
-        """Return the length of one file in bytes."""
+        """The length of one file in bytes."""
         return os.path.getsize(os.path.join(self.path, name))
 
     def fingerprint(self, name: str) -> str:
-        """Return the SHA-256 of one file."""
+        """The SHA-256 of one file."""
         found = hashlib.sha256()
         self._add_content(name, found)
         return found.hexdigest()
@@ -129,7 +129,7 @@ class FolderStore(FileStore):
         return open(path, "rb")
 
     def signature(self, content: bool = False) -> str:
-        """Return a digest of names and sizes of images and labels, or of all that is in them."""
+        """A digest of names and sizes of images and labels, or of all that is in them."""
         found = hashlib.sha256()
         names = [*image_names(self), "dataset.json"]
         for name in filter(self.exists, names):  # without links that lead nowhere
@@ -157,11 +157,11 @@ class ZipStore(FileStore):
         self._zip: zipfile.ZipFile | None = None
         self._zip_pid = 0
 
-    def __getstate__(self) -> dict:
+    def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_zip": None, "_zip_pid": 0}
 
     def names(self) -> list[str]:
-        """Return the sorted names of all visible files, as they stand in the zip."""
+        """The sorted names of all visible files, as they stand in the zip."""
         return sorted({name for name in self._handle().namelist() if _is_visible(name)})
 
     def exists(self, name: str) -> bool:
@@ -169,11 +169,11 @@ class ZipStore(FileStore):
         return name in self._handle().NameToInfo
 
     def size(self, name: str) -> int:
-        """Return the length of one member in bytes, unpacked; reading gives no more."""
+        """The length of one member in bytes, unpacked; reading gives no more."""
         return self._handle().getinfo(name).file_size
 
     def fingerprint(self, name: str) -> str:
-        """Return length and CRC-32 of one member, which the zip's directory holds."""
+        """Length and CRC-32 of one member, which the zip's directory holds."""
         member = self._handle().getinfo(name)
         return f"{member.file_size} {member.CRC:08x}"
 
@@ -182,7 +182,7 @@ class ZipStore(FileStore):
         return self._handle().open(name)
 
     def signature(self, content: bool = True) -> str:
-        """Return a digest of the names, sizes and checksums of all members."""
+        """A digest of the names, sizes and checksums of all members."""
         found = hashlib.sha256()
         for member in self._handle().infolist():
             found.update(f"{member.filename}\0{member.file_size}\0{member.CRC}\0".encode())
@@ -271,19 +271,23 @@ def open_store(path: str | os.PathLike) -> FileStore:
 
 
 def image_names(store: FileStore) -> list[str]:
-    """Return the sorted names of the store's files that have an image's extension."""
+    """The sorted names of the store's files that have an image's extension."""
     return [n for n in store.names() if os.path.splitext(n)[1].lower() in IMAGE_EXTENSIONS]
 
 
 def read_file(store: FileStore, name: str) -> bytes:
-    """Read one file whole; raises DatasetError where it is larger than MAX_FILE_BYTES."""
+    """Read one file whole.
+
+    Raises:
+        DatasetError: It is larger than `MAX_FILE_BYTES`.
+    """
     check_size(name, store.size(name), MAX_FILE_BYTES)
     with store.open(name) as stream:
         return stream.read()
 
 
 def check_size(name: str, size: int, limit: int) -> None:
-    """Refuse a file of more than `limit` bytes: small archives can unpack to terabytes."""
+    """Raise DatasetError for more than `limit` bytes: small archives can unpack to terabytes."""
     if size > limit:
         raise DatasetError(f"'{name}' unpacks to {size} bytes; at most {limit} are read.")
 

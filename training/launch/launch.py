@@ -1,6 +1,5 @@
 """Carry a `RunPlan` out: a run folder, processes, and what becomes of them."""
 
-import dataclasses
 import shutil
 from datetime import timedelta
 from pathlib import Path
@@ -43,26 +42,26 @@ def launch(plan: RunPlan, open_evaluate: "OpenEvaluate | None" = None) -> "Outco
     config = plan.config
     select(config.ops, config.device.partition(":")[0])  # builds what the run will use
     networks = None
-    if config.resume is not None and not plan.resuming:
-        networks = distributed.rank0_first(lambda: read_snapshot(config.resume))
-    if not plan.resuming:
-        run_dir = distributed.broadcast_from_rank0(lambda: make_run_dir(plan))
-        plan = dataclasses.replace(plan, run_dir=run_dir)
+    if (resume := config.resume) is not None and plan.run_dir is None:
+        networks = distributed.rank0_first(lambda: read_snapshot(resume))
+    run_dir = plan.run_dir or distributed.broadcast_from_rank0(lambda: make_run_dir(plan))
     ended = False
     try:
-        if not spawns(plan):
-            outcome = train_as_planned(plan, networks, open_evaluate)
-        else:  # networks cannot be pickled; each process reads them
-            timeout = timedelta(minutes=config.timeout_minutes)
-            args, device = (plan, open_evaluate), config.device
+        if spawns(plan):  # networks cannot be pickled; each process reads them
             outcome = run_processes(
-                train_spawned, config.gpus, *args, device=device, timeout=timeout
+                train_spawned,
+                config.gpus,
+                *(plan, run_dir, open_evaluate),
+                device=config.device,
+                timeout=timedelta(minutes=config.timeout_minutes),
             )
+        else:
+            outcome = train_as_planned(plan, run_dir, networks, open_evaluate)
         ended = True
         return outcome
     finally:
-        if not ended and distributed.is_rank0() and not plan.resuming and is_unused(plan.run_dir):
-            shutil.rmtree(plan.run_dir, ignore_errors=True)
+        if not ended and distributed.is_rank0() and plan.run_dir is None and is_unused(run_dir):
+            shutil.rmtree(run_dir, ignore_errors=True)
 
 
 def make_run_dir(plan: RunPlan) -> Path:

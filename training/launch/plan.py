@@ -25,8 +25,7 @@ class RunPlan:
     dataset: Any  # the opened `ImageFolderDataset`
     description: str  # names the folder of a new run
     outdir: str  # where that is made
-    run_dir: Path | None = None  # of the run that is resumed; of a new one, once it is made
-    resuming: bool = False  # from the newest checkpoint in run_dir
+    run_dir: Path | None = None  # of the run that is resumed, from its newest checkpoint
     notes: tuple[str, ...] = ()  # for the user
 
 
@@ -67,7 +66,7 @@ def _resume_named(given: dict[str, Any], outdir: str) -> RunPlan:
     config, changes = changed_settings(run_dir, machine_settings(given))
     dataset = open_dataset(dataclasses.asdict(config))
     notes = (*lines, *changes, f"Resuming the unfinished run {run_dir}.")
-    return RunPlan(config, dataset, run_dir.name, outdir, run_dir, True, notes)
+    return RunPlan(config, dataset, run_dir.name, outdir, run_dir, notes)
 
 
 def _resume_same_or_start(given: Mapping[str, Any], outdir: str, restart: bool) -> RunPlan:
@@ -95,7 +94,7 @@ def _resume_same_or_start(given: Mapping[str, Any], outdir: str, restart: bool) 
         name = describe_run(dataset.name, config, given)
         return RunPlan(config, dataset, name, outdir, notes=tuple(notes))
     notes.append(f"Resuming the unfinished run {run_dir}; --restart starts a new one.")
-    return RunPlan(config, dataset, run_dir.name, outdir, run_dir, True, tuple(notes))
+    return RunPlan(config, dataset, run_dir.name, outdir, run_dir, tuple(notes))
 
 
 def configure(given: Mapping[str, Any]) -> tuple[TrainingConfig, Any]:

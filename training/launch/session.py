@@ -49,29 +49,31 @@ def show_messages(rank0: bool = True) -> None:
 
 def train_as_planned(
     plan: RunPlan,
+    run_dir: Path,
     networks: Mapping[str, Any] | None = None,
     open_evaluate: OpenEvaluate | None = None,
 ) -> Outcome:
     """Train to the end of the run, or until a signal; the task of each of its processes.
 
     Args:
-        plan: What to do, with the run folder.
+        plan: What to do.
+        run_dir: The run folder.
         networks: Of --resume, where they have been read already.
         open_evaluate: Returns what measures snapshots, on rank 0.
 
     Raises:
         UserError: Whatever the user can mend, in one line.
     """
-    config, run_dir = plan.config, plan.run_dir
+    config = plan.config
     with errors_explained(run_dir), contextlib.ExitStack() as stack:
         distributed.run_on_rank0(lambda: _enter(stack, run_dir))
         saved = None
-        if plan.resuming:
+        if plan.run_dir is not None:
             saved = distributed.broadcast_from_rank0(lambda: restore(run_dir, config, plan.dataset))
         if config.cache:
             distributed.rank0_first(lambda: cache_images(plan.dataset))
-        if networks is None and config.resume is not None and saved is None:
-            networks = distributed.rank0_first(lambda: read_snapshot(config.resume))
+        if networks is None and (resume := config.resume) is not None and saved is None:
+            networks = distributed.rank0_first(lambda: read_snapshot(resume))
         evaluate = distributed.run_on_rank0(lambda: open_evaluate and open_evaluate())
         own = dataclasses.replace(config, device=_own_device(config.device))
         run = TrainingRun(own, plan.dataset, run_dir, networks, saved, evaluate)
@@ -87,10 +89,10 @@ def train_as_planned(
     return Outcome(run_dir, run.done, run.interruption.name, run.nimg / 1e3, newest)
 
 
-def train_spawned(plan: RunPlan, open_evaluate: OpenEvaluate | None) -> Outcome:
+def train_spawned(plan: RunPlan, run_dir: Path, open_evaluate: OpenEvaluate | None) -> Outcome:
     """`train_as_planned` in a new process, which has to be told what to say first."""
     show_messages(distributed.is_rank0())
-    return train_as_planned(plan, None, open_evaluate)
+    return train_as_planned(plan, run_dir, None, open_evaluate)
 
 
 @contextlib.contextmanager

@@ -69,7 +69,9 @@ class Checkpointer:
             CheckpointError: The checkpoint is of another run.
         """
         self._parts |= parts
-        for name, part in parts.items() if self._saved else ():
+        if self._saved is None:
+            return
+        for name, part in parts.items():
             try:
                 part.load_state_dict(self._saved["parts"][name])
             except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
@@ -80,6 +82,7 @@ class Checkpointer:
 
     def restore_random(self, nimg: int) -> None:
         """Put the random numbers where they were, once everything that draws some is ready."""
+        assert self._saved is not None, "there is nothing to restore"
         states, rank = self._saved["random"], distributed.get_rank()
         if rank < len(states):
             self._random.load_state_dict(states[rank])

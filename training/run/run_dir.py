@@ -6,7 +6,9 @@ import logging
 import os
 import re
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 from dnnlib.full_disk import LogFile
 
@@ -21,10 +23,13 @@ PATIENCE = 60  # seconds: one that was asked to stop saves, those it has spawned
 logger = logging.getLogger(__name__)
 
 
-def create_run_dir(outdir, description, job=""):
+def create_run_dir(outdir: str | os.PathLike, description: str, job: str = "") -> Path:
     """Make and return `outdir/NNNNN-description`, NNNNN one above the highest there.
 
-    `job` names the attempts of a process manager that the run is of (`attempts.job_name`).
+    Args:
+        outdir: Folder of all runs.
+        description: End of the name.
+        job: Name of the attempts of a process manager that the run is of (`attempts.job_name`).
 
     Raises:
         OSError: The folder cannot be made or written.
@@ -45,20 +50,20 @@ def create_run_dir(outdir, description, job=""):
         return run_dir
 
 
-def job_of(run_dir):
-    """The job of `create_run_dir`."""
+def job_of(run_dir: str | os.PathLike) -> str:
+    """The `job` that `create_run_dir` was given."""
     path = Path(run_dir) / JOB
     return path.read_text() if path.exists() else ""
 
 
-def is_unused(run_dir):
-    """Whether nothing was made of a run but its folder, its settings and its log."""
+def is_unused(run_dir: str | os.PathLike) -> bool:
+    """Whether nothing was made of a run except its folder, its settings and its log."""
     made = ("*.png", "*.pkl", "checkpoint-*.pt")
     return not any(path for pattern in made for path in Path(run_dir).glob(pattern))
 
 
 @contextlib.contextmanager
-def lock_run(run_dir):
+def lock_run(run_dir: str | os.PathLike) -> Iterator[None]:
     """Context that no second process enters for the same run folder.
 
     One that is ending is waited for. The lock goes with the process, however that ends; workers do
@@ -83,7 +88,7 @@ def lock_run(run_dir):
         yield
 
 
-def _lock(file, run_dir):
+def _lock(file: IO[bytes], run_dir: str | os.PathLike) -> bool:
     """Take the lock; returns whether no other process has it."""
     try:
         if fcntl is not None:
@@ -93,13 +98,14 @@ def _lock(file, run_dir):
             return False
         logger.warning(
             "Warning: '%s' cannot be locked (%s): give this command only once at a time.",
-            run_dir, error.strerror,
-        )  # fmt: skip
+            run_dir,
+            error.strerror,
+        )
     return True
 
 
 @contextlib.contextmanager
-def log_to(path):
+def log_to(path: str | os.PathLike) -> Iterator[None]:
     """Context in which everything that is logged, and the error that ends it, goes to a file."""
     handler = LogFile(path, encoding="utf-8")
     logging.getLogger().addHandler(handler)
@@ -107,6 +113,7 @@ def log_to(path):
         yield
     except Exception as error:
         with contextlib.suppress(OSError):  # the disk is full
+            assert handler.stream is not None, "it is opened at once"
             handler.stream.write(f"{type(error).__name__}: {error}\n")
             handler.flush()
         raise
