@@ -66,7 +66,7 @@ _RUNS = Path("training-runs")
     "--real",
     metavar="PATH",
     help="Compare with these instead of --data: folder or zip of images of one size, or "
-    ".npz with an array features [N, D]",
+    ".npz with an array called features",
 )
 @click.option(
     "--fake",

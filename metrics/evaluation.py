@@ -310,7 +310,11 @@ class _Need:
 
 
 def _needs(metric: Metric, real: FeatureSource | None, generated: FeatureSource) -> _Need:
-    """Raises MetricError where one of the sources lacks what the metric needs."""
+    """What a metric needs of these sources.
+
+    Raises:
+        MetricError: One of them lacks it.
+    """
     generated.require(metric.output, metric.path)
     full = metric.full if generated.distinguishes(metric.full) else True
     available = generated.available(True)
