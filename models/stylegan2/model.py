@@ -95,11 +95,8 @@ class StyleGAN2Model:
             all_reduce_mean(self.G.mapping.w_avg)  # each process has seen other latents
             decay = ema_decay(config.batch, progress.nimg, config.ema_kimg, config.ema_rampup)
             update_ema(self.G_ema, self.G, decay)
-        if (
-            self.ada is not None
-            and stage.adaptive
-            and (progress.iteration + 1) % UPDATE_INTERVAL == 0
-        ):
+        fourth = (progress.iteration + 1) % UPDATE_INTERVAL == 0
+        if self.ada is not None and stage.adaptive and fourth:
             self.ada.update(config.batch * UPDATE_INTERVAL)
 
     def tick_values(self) -> dict[str, float]:
