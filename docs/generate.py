@@ -79,7 +79,7 @@ def option_row(record: tuple[str, str]) -> tuple[str, str, str]:
 
 
 def presets_table(family: type[TrainingConfig]) -> str:
-    """What every preset of a family sets; a column a preset, except for those that are computed."""
+    """What every preset of a family sets, a column per preset; computed ones are left out."""
     presets = {name: values for name, values in family.presets().items() if values}
     declared = settings_of(family)
     names = sorted({name for values in presets.values() for name in values})

@@ -47,7 +47,7 @@ class Words(click.ParamType):
 
 
 def option_sections(others: Mapping[str, list[click.Option]]) -> dict[str, list[click.Option]]:
-    """All options of train.py by section: those that all families share, then a section a family.
+    """All options of train.py by section: those that all families share, then a section per family.
 
     Args:
         others: Options that are no settings, by the title of the section that they stand in.

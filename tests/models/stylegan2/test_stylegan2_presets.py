@@ -77,8 +77,12 @@ def test_presets_of_the_paper():
     assert channels == [512, 512, 256, 128]
     assert (base.mapping_layers, base.pl_weight, base.style_mixing) == (2, 0, 0)
     assert (base.d_arch, base.lazy, base.lr, base.batch, base.kimg) == (
-        "orig", False, 0.0025, 64, 25000,
-    )  # fmt: skip
+        "orig",
+        False,
+        0.0025,
+        64,
+        25000,
+    )
 
 
 @pytest.mark.parametrize("cfg", ["digits", "cifar", "paper256"])

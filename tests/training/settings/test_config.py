@@ -16,9 +16,13 @@ def test_options_override_the_preset():
 
 def test_json_round_trip():
     config = tiny.config(
-        subset=7, coop_kimg=1, coop_noise="literal", coop_clamp=1.0, coop_lr_g=0.001,
+        subset=7,
+        coop_kimg=1,
+        coop_noise="literal",
+        coop_clamp=1.0,
+        coop_lr_g=0.001,
         stop_on=("no-diversity", "non-finite"),
-    )  # fmt: skip
+    )
     text = config.to_json()
     assert config_from_json(text) == config
     json.loads(text, parse_constant=pytest.fail)  # Infinity is no JSON
@@ -89,18 +93,34 @@ def test_default_precision(options, precision):
 def test_contradictions_and_bad_values_in_one_message():
     with pytest.raises(OptionError) as caught:
         tiny.config(
-            fp32=True, precision="bf16", target=0.5, aug="noaug", augpipe="bg", gp_weight=1.0,
-            zcr_d=0.1, kimg=0, d_scale=0.0, lr=0.1, lr_g=0.1, lr_d=0.1, coop_noise="literal",
+            fp32=True,
+            precision="bf16",
+            target=0.5,
+            aug="noaug",
+            augpipe="bg",
+            gp_weight=1.0,
+            zcr_d=0.1,
+            kimg=0,
+            d_scale=0.0,
+            lr=0.1,
+            lr_g=0.1,
+            lr_d=0.1,
+            coop_noise="literal",
             coop_noise_schedule="linear",
-        )  # fmt: skip
+        )
     for part in (
-        "--fp32=1 contradicts --precision=bf16", "--target needs --aug=ada; here it is noaug",
-        "--augpipe needs --aug=ada or fixed", "--gp-weight needs --loss=wgan-gp",
-        "--zcr-d needs --zcr=1", "--lr has no effect beside --lr-g and --lr-d",
+        "--fp32=1 contradicts --precision=bf16",
+        "--target needs --aug=ada; here it is noaug",
+        "--augpipe needs --aug=ada or fixed",
+        "--gp-weight needs --loss=wgan-gp",
+        "--zcr-d needs --zcr=1",
+        "--lr has no effect beside --lr-g and --lr-d",
         "--coop-noise-schedule has no effect with --coop-noise=literal",
-        "--coop-noise needs --coop-kimg", "--coop-noise-schedule needs --coop-kimg",
-        "--kimg must be at least 1", "--d-scale must be at least",
-    ):  # fmt: skip
+        "--coop-noise needs --coop-kimg",
+        "--coop-noise-schedule needs --coop-kimg",
+        "--kimg must be at least 1",
+        "--d-scale must be at least",
+    ):
         assert part in str(caught.value)
 
 
@@ -116,8 +136,12 @@ def test_learning_rates():
 def test_training_set_kwargs():
     plain = tiny.config(cond=True, mirror=True).training_set_kwargs()
     assert plain == dict(
-        class_name="training.dataset.ImageFolderDataset", path="tiny.zip", use_labels=True,
-        max_size=None, xflip=True, resolution=8,
-    )  # fmt: skip
+        class_name="training.dataset.ImageFolderDataset",
+        path="tiny.zip",
+        use_labels=True,
+        max_size=None,
+        xflip=True,
+        resolution=8,
+    )
     subset = tiny.config(subset=5, seed=3).training_set_kwargs()
     assert (subset["max_size"], subset["random_seed"]) == (5, 3)

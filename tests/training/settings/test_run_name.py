@@ -16,10 +16,26 @@ def test_only_what_was_given_is_named():
 
 def test_order_of_all_parts():
     options = dict(
-        coop_kimg=3, freezed=2, resume="ffhq256", batch=16, kimg=9, gamma=0.5, mirror=True,
-        subset=7, cond=True, cfg="cifar", aug="ada", target=0.7, augpipe="bg", loss="ns",
-        lr=0.01, d_scale=0.25, lazy=False, sn=True, brc_lookahead=2,
-    )  # fmt: skip
+        coop_kimg=3,
+        freezed=2,
+        resume="ffhq256",
+        batch=16,
+        kimg=9,
+        gamma=0.5,
+        mirror=True,
+        subset=7,
+        cond=True,
+        cfg="cifar",
+        aug="ada",
+        target=0.7,
+        augpipe="bg",
+        loss="ns",
+        lr=0.01,
+        d_scale=0.25,
+        lazy=False,
+        sn=True,
+        brc_lookahead=2,
+    )
     assert describe_run("faces", tiny.config(**options), options) == (
         "faces-cond-subset7-mirror-cifar-gamma0.5-kimg9-batch16-ada-target0.7-bg-"
         "resumeffhq256-freezed2-coop3-ns-lr0.01-dscale0.25-nolazy-sn-brclookahead2"

@@ -82,8 +82,9 @@ def option_named(name):
 
 def test_the_option(trial):
     assert [option.name for option in command().sections["Trial (--cfg=trial)"]] == [
-        "warmth", "tint",
-    ]  # fmt: skip
+        "warmth",
+        "tint",
+    ]
     option = option_named("warmth")
     assert option.opts == ["--warmth"] and option.type is click.FLOAT
     assert option.help == "How warm images are  [default: 0.5]"
