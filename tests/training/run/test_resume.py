@@ -12,12 +12,12 @@ from tests import tiny
 from training.run.checkpoint import CheckpointError, write_checkpoint
 from training.run.resume import (
     changed_settings,
-    truncate_journals,
     find_run,
     find_unfinished,
     journal_sizes,
     read_settings,
     restore,
+    truncate_journals,
     write_settings,
 )
 from training.run.run_dir import JOB, lock_run
@@ -293,7 +293,9 @@ def test_of_measurements_those_of_lost_snapshots_are_cut(tmp_path):
         assert new.read_text() == measured(0, 1.5) + "\n"
     truncate_journals(tmp_path, sizes, 8100, "network-snapshot-000008.pkl", ["is50k"])
     assert path.read_text().splitlines() == [*before, measured(8, 7.0), *others]
-    truncate_journals(tmp_path, sizes, 8100, "network-snapshot-000008.pkl", ["is50k", "fid50k_full"])
+    truncate_journals(
+        tmp_path, sizes, 8100, "network-snapshot-000008.pkl", ["is50k", "fid50k_full"]
+    )
     assert path.read_text().splitlines() == [*before, *others], "it will be measured again"
 
 
