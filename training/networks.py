@@ -4,7 +4,7 @@ The source text of this file travels inside network snapshots and is executed by
 StyleGAN2-ADA-PyTorch loader. It may therefore use only those project names that exist there too
 (a test holds the list), and constructor arguments, parameter and buffer names are part of the
 snapshot format. Images are float32 NCHW in [-1, 1]. The `num_fp16_res` highest resolutions run in
-half precision: bfloat16 anywhere, float16 on CUDA only, in whose place the CPU uses float32.
+half precision: bfloat16 anywhere, float16 on CUDA only; instead of it the CPU uses float32.
 """
 
 from __future__ import annotations

@@ -202,7 +202,7 @@ def journal_sizes(run_dir: str | os.PathLike) -> dict[str, int]:
     return {path.name: path.stat().st_size for glob in JOURNALS for path in run_dir.glob(glob)}
 
 
-def cut_journals(
+def truncate_journals(
     run_dir: str | os.PathLike,
     sizes: Mapping[str, int],
     nimg: int,
@@ -279,5 +279,5 @@ def restore(
             "with --resume"
         )
     metrics = (config.metrics or "").split(",")
-    cut_journals(run_dir, content["journals"], nimg, pending, metrics)
+    truncate_journals(run_dir, content["journals"], nimg, pending, metrics)
     return path, content

@@ -13,12 +13,12 @@ from tests import tiny
 from training.run.checkpoint import CheckpointError, write_checkpoint
 from training.run.resume import (
     changed_settings,
-    cut_journals,
     find_run,
     find_unfinished,
     journal_sizes,
     read_settings,
     restore,
+    truncate_journals,
     write_settings,
 )
 from training.run.run_dir import JOB, lock_run
@@ -261,7 +261,7 @@ def test_journals_are_cut_back(tmp_path):
         with open(tmp_path / name, "a") as file:
             file.write("after\n")
     os.truncate(tmp_path / "stats.jsonl", 3)  # lost by the disk
-    cut_journals(tmp_path, sizes, 8000)
+    truncate_journals(tmp_path, sizes, 8000)
     kept = {path.name: path.read_text() for path in tmp_path.iterdir()}
     assert kept == dict.fromkeys(names, "before\n") | {
         "stats.jsonl": "bef", "fakes000000.png": "after\n", "log.txt": "after\n",
@@ -286,12 +286,14 @@ def test_of_measurements_those_of_lost_snapshots_are_cut(tmp_path):
     new = tmp_path / "metric-is50k.jsonl"
     new.write_text(measured(0, 1.5) + "\n" + measured(9, 1.6) + "\n")
     for _ in range(2):
-        cut_journals(tmp_path, sizes, 8100)
+        truncate_journals(tmp_path, sizes, 8100)
         assert path.read_text().splitlines() == [*before, measured(8, 7.0), *others]
         assert new.read_text() == measured(0, 1.5) + "\n"
-    cut_journals(tmp_path, sizes, 8100, "network-snapshot-000008.pkl", ["is50k"])
+    truncate_journals(tmp_path, sizes, 8100, "network-snapshot-000008.pkl", ["is50k"])
     assert path.read_text().splitlines() == [*before, measured(8, 7.0), *others]
-    cut_journals(tmp_path, sizes, 8100, "network-snapshot-000008.pkl", ["is50k", "fid50k_full"])
+    truncate_journals(
+        tmp_path, sizes, 8100, "network-snapshot-000008.pkl", ["is50k", "fid50k_full"]
+    )
     assert path.read_text().splitlines() == [*before, *others], "it will be measured again"
 
 
