@@ -26,7 +26,7 @@ from torch_utils.ops.backend import MODES, select
 if TYPE_CHECKING:
     import torch
 
-    from training.model import Sampler
+    from models import Sampler
 
 # torch is imported inside functions, so that --help answers at once.
 
@@ -305,7 +305,7 @@ def _synthesize(
     """Images uint8 [N, 1, C, H, W] of latents [N, *w_shape], ready to be taken one by one."""
     import torch
 
-    from training.snapshot import pixels
+    from torch_utils.image_values import pixels
 
     torch.manual_seed(noise_seed)
     with torch.inference_mode():
@@ -315,7 +315,7 @@ def _synthesize(
 def _save(images: Iterator[np.ndarray], names: list[str], outdir: Path, grid: Path | None) -> None:
     from tqdm import tqdm
 
-    from training.snapshot import save_image_grid
+    from training.monitor.image_grid import save_image_grid
 
     kept = []
     with _writing(outdir):

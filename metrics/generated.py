@@ -18,9 +18,9 @@ from metrics import MetricError
 from metrics.features import FeatureFn, require_finite
 from metrics.measures.perceptual_path import PathSampling
 from metrics.registry import MAX_COUNT
+from models import Sampler
 from torch_utils.image_values import denormalize, quantize
 from training.data.labels import one_hot
-from training.model import Sampler
 
 MAX_SEED = 2**32 // MAX_COUNT - 1
 _GROUP = 4  # images synthesised at once: part of what an image with random noise is

@@ -5,9 +5,9 @@ from typing import Any
 
 import torch
 
-from training.model import Sampler
+from models import Sampler
 from training.monitor.diagnostics import relative_diversity
-from training.snapshot import save_image_grid, snapshot_grid
+from training.monitor.image_grid import save_image_grid, snapshot_grid
 
 DIVERSITY_SAMPLE = 64  # images
 

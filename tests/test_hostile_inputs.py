@@ -556,7 +556,7 @@ def zipped():
 
 
 def pickled():
-    from training.snapshot import save_snapshot
+    from training.run.network_pickle import save_snapshot
 
     G, D = tiny.networks()
     return lambda path: save_snapshot(

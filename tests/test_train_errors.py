@@ -15,8 +15,8 @@ from tests.train_cli import SMALL, refused, snapshot, trained, without_curves
 from training import training_loop
 from training.launch import session
 from training.run.checkpoint import find_checkpoints
+from training.run.network_pickle import save_snapshot
 from training.settings.options import NumberOrWord
-from training.snapshot import save_snapshot
 
 pytestmark = without_curves
 

@@ -1,5 +1,6 @@
 """Between the values of image files, 0..255, and those of networks, -1..1."""
 
+import numpy as np
 import torch
 
 
@@ -16,3 +17,11 @@ def denormalize(images: torch.Tensor) -> torch.Tensor:
 def quantize(images: torch.Tensor) -> torch.Tensor:
     """Images in [-1, 1] as uint8 on their device: clamp(x * 127.5 + 128, 0, 255)."""
     return (images.float() * 127.5 + 128).clamp(0, 255).to(torch.uint8)
+
+
+def pixels(images: np.ndarray | torch.Tensor) -> np.ndarray:
+    """Images in [-1, 1] as `quantize` makes them; uint8 is returned as it is."""
+    tensor = torch.as_tensor(images).detach()
+    if tensor.dtype != torch.uint8:
+        tensor = quantize(tensor)
+    return tensor.cpu().numpy()

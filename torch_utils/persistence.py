@@ -20,12 +20,10 @@ from typing import Any, TypeVar
 import torch
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
+import models
+
 FORMAT_VERSION = 6
 _MAX_ARGUMENT = 1 << 20  # integers in saved constructor arguments: sizes and numbers of layers
-
-# Where networks live. They are imported by name, when a pickle asks for a class, because this
-# package must not depend on training.
-HOME_MODULES = ("training.networks", "training.augment")
 
 _T = TypeVar("_T", bound=type)
 _classes: dict[tuple[str, str], type] = {}  # (module, class name) -> decorated class
@@ -70,7 +68,7 @@ def find_persistent_class(class_name: str) -> type:
     Raises:
         LookupError: There is none; the message names the class.
     """
-    for module in HOME_MODULES:
+    for module in models.network_modules():
         importlib.import_module(module)
         if (module, class_name) in _classes:
             return _classes[module, class_name]

@@ -24,4 +24,5 @@ def update_ema(average: torch.nn.Module, model: torch.nn.Module, decay: float) -
     # What torch.optim uses; one kernel for many tensors has no public name.
     lerp_, copy_ = torch._foreach_lerp_, torch._foreach_copy_  # pyright: ignore[reportPrivateImportUsage]
     lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
-    copy_(list(average.buffers()), list(model.buffers()))
+    if buffers := list(average.buffers()):
+        copy_(buffers, list(model.buffers()))

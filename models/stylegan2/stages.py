@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from coopinit_patch import CoopInitLoss
 from coopinit_patch.loss import no_report
+from models.coop_loss import build_coop_loss
 from training.best_response import look_ahead
 from training.loss import StyleGAN2Loss
 from training.model import Stages
@@ -28,18 +28,7 @@ def _cooperative(config: "StyleGAN2Config", model: "StyleGAN2Model", report: Rep
     return Stage(
         name="cooperative",
         log_prefix="Coop",
-        loss=CoopInitLoss(
-            model.G,
-            model.D,
-            steps=config.coop_steps,
-            step_size=config.coop_step_size,
-            noise=config.coop_noise,
-            noise_schedule=config.coop_noise_schedule,
-            step_clip=config.coop_step_clip,
-            clamp=config.coop_clamp,
-            energy_l2=config.coop_energy_l2,
-            report=report,
-        ),
+        loss=build_coop_loss(config, model.G, model.D, report),
         phases=(_phase(model, "G", "main"), _phase(model, "D", "main")),
         learning_rates=_learning_rates(config, config.coop_learning_rates),
     )

@@ -7,7 +7,7 @@ from metrics.generated import GeneratedFeatures, Latents, PathLengths, label_row
 from metrics.measures.perceptual_path import PathSampling
 from models.stylegan2.sampler import StyleGAN2Sampler
 from tests import tiny
-from training.snapshot import pixels
+from torch_utils.image_values import pixels
 
 
 @pytest.fixture(scope="module")

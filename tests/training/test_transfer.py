@@ -13,9 +13,9 @@ from tests.hostile_pickles import HOSTILE
 from training import transfer
 from training.networks import Discriminator, Generator
 from training.run import networks_file
+from training.run.network_pickle import save_snapshot
 from training.run.networks_file import NetworksFileError
 from training.settings.transfer_names import OFFICIAL_SNAPSHOTS
-from training.snapshot import save_snapshot
 from training.transfer import TransferError, load_weights, read_snapshot
 
 

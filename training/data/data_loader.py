@@ -17,7 +17,6 @@ from torch_utils.image_values import normalize
 from training.data.damaged_images import DamageCount, LabelledImages, UndamagedImages
 from training.data.image_files import DatasetError
 from training.data.sampler import InfiniteSampler
-from training.run.interruption import ignore_signals
 from training.settings.config import TrainingConfig
 
 FORKS = sys.platform == "linux"
@@ -46,6 +45,12 @@ def _of_workers(error: Exception) -> bool:
     if isinstance(error, OSError | EOFError):  # of the connection to one
         return not str(error).startswith("Caught ")
     return isinstance(error, RuntimeError) and _SHORT.search(str(error)) is not None
+
+
+def ignore_signals(_worker: int | None = None) -> None:
+    """For data-loader workers, which share the terminal and the job: the trainer ends them."""
+    for number in distributed.SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 class Fatal(str):

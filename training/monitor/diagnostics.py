@@ -72,8 +72,7 @@ def _no_diversity(stats: Stats, adaptive: bool) -> str | None:
 
 
 def _ada_ceiling(stats: Stats, adaptive: bool) -> str | None:
-    p = stats["Progress/augment"]["mean"]
-    if not adaptive or p < HIGHEST_P:
+    if not adaptive or (p := stats["Progress/augment"]["mean"]) < HIGHEST_P:
         return None
     return f"ADA's probability has risen to {p:.2f}"
 

@@ -37,9 +37,3 @@ class Interruption:
         if self.name is None:
             self.name = signal.Signals(number).name
             logger.info("%s: saving after this iteration.", self.name)
-
-
-def ignore_signals(_worker: int | None = None) -> None:
-    """For data-loader workers, which share the terminal and the job: the trainer ends them."""
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)

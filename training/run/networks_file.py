@@ -8,7 +8,7 @@ import legacy
 import models
 from dnnlib.errors import UserError
 from dnnlib.util import DownloadError, first_line, open_url
-from training.model import Sampler
+from models import Sampler
 
 
 class NetworksFileError(UserError):

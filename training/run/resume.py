@@ -9,7 +9,6 @@ from typing import Any
 
 from dnnlib.errors import OptionError
 from dnnlib.util import atomic_write
-from training.dataset import ImageFolderDataset
 from training.monitor.metric_records import MEASUREMENTS, forget_measurements, metric_of
 from training.run.checkpoint import (
     CheckpointError,
@@ -250,7 +249,7 @@ def _check_content(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def restore(
-    run_dir: str | os.PathLike, config: TrainingConfig, dataset: ImageFolderDataset
+    run_dir: str | os.PathLike, config: TrainingConfig, dataset: Any
 ) -> tuple[Path, dict[str, Any]]:
     """Read the newest checkpoint of a run and cut its journals back to that moment.
 

@@ -9,7 +9,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
-from typing import Any, TypeVar, get_origin
+from typing import Any, ClassVar, TypeVar, get_origin
 
 from dnnlib.errors import OptionError
 from training.settings.common import CommonSettings
@@ -218,6 +218,49 @@ class TrainingConfig(CommonSettings, ABC):
         if self.subset is not None:
             kwargs["random_seed"] = self.seed
         return kwargs
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlainConfig(TrainingConfig):
+    """Settings of a family that has no rules of its own: its presets are fixed.
+
+    `PRESETS` are values by the settings' names, by preset.
+    """
+
+    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {}
+
+    @classmethod
+    def presets(cls) -> dict[str, dict[str, Any]]:
+        """As `TrainingConfig.presets`."""
+        return cls.PRESETS
+
+    @classmethod
+    def preset(
+        cls, cfg: str, *, resolution: int, gpus: int, batch: int | None = None
+    ) -> dict[str, Any]:
+        """As `TrainingConfig.preset`; a forward pass sees all images of a process."""
+        values = cls.PRESETS[cfg]
+        return values | {"batch_gpu": (values["batch"] if batch is None else batch) // gpus}
+
+    @classmethod
+    def own_defaults(cls, given: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+        """None."""
+        return {}
+
+    def own_problems(self) -> Iterator[str]:
+        """None."""
+        yield from ()
+
+    @classmethod
+    def own_contradictions(
+        cls, given: Mapping[str, Any], values: Mapping[str, Any]
+    ) -> Iterator[str]:
+        """None."""
+        yield from ()
+
+    def own_remarks(self, given: Mapping[str, Any]) -> Iterator[str]:
+        """None."""
+        yield from ()
 
 
 def default_precision(given: Mapping[str, Any]) -> str:

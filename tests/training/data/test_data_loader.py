@@ -13,7 +13,8 @@ import torch
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from tests import make_data, tiny
-from training.data.data_loader import RealImages
+from torch_utils.distributed import SIGNALS
+from training.data.data_loader import RealImages, ignore_signals
 from training.data.sampler import InfiniteSampler
 from training.dataset import DatasetError, ImageFolderDataset
 
@@ -330,3 +331,13 @@ def test_one_process_without_a_batch_ends_all(dataset, monkeypatch):
     for process in (alone, other):
         with pytest.raises(DatasetError, match="^nothing can be read$"):
             process.merge_damage(news)
+
+
+def test_workers_leave_signals_to_the_trainer():
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    try:
+        ignore_signals(0)
+        assert all(signal.getsignal(number) == signal.SIG_IGN for number in SIGNALS)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

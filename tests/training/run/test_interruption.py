@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from training.run.interruption import SIGNALS, Interruption, ignore_signals
+from training.run.interruption import SIGNALS, Interruption
 
 
 @pytest.mark.parametrize("number", SIGNALS)
@@ -47,13 +47,3 @@ def test_in_another_thread_nothing_changes():
     thread.start()
     thread.join()
     assert seen == before
-
-
-def test_workers_leave_signals_to_the_trainer():
-    before = {number: signal.getsignal(number) for number in SIGNALS}
-    try:
-        ignore_signals(0)
-        assert all(signal.getsignal(number) == signal.SIG_IGN for number in SIGNALS)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from tests import tiny
+from training.run.network_pickle import save_snapshot
 from training.run.networks_file import NetworksFileError, read_networks, read_sampler
-from training.snapshot import save_snapshot
 
 CPU = torch.device("cpu")
 

@@ -1,4 +1,3 @@
-import io
 import os
 import pickle
 import subprocess
@@ -6,16 +5,15 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import PIL.Image
 import pytest
 import torch
 
 import legacy
-from training import snapshot
 from training.augment import AugmentPipe
 from training.networks import Discriminator, Generator
+from training.run.network_pickle import remove_old_snapshots, save_snapshot
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def make_networks(img_channels=3):
@@ -60,7 +58,7 @@ KWARGS = dict(class_name="training.dataset.ImageFolderDataset", path="a.zip", ma
 def saved(tmp_path):
     nets = make_networks()
     path = tmp_path / "network-snapshot-000001.pkl"
-    snapshot.save_snapshot(path, **nets, training_set_kwargs=KWARGS)
+    save_snapshot(path, **nets, training_set_kwargs=KWARGS)
     return path, nets
 
 
@@ -83,7 +81,7 @@ def test_networks_in_other_states_are_saved_as_float32(tmp_path):
     nets = make_networks()
     nets["D"](torch.randn(2, 3, 16, 16), torch.eye(2)).sum().backward()
     nets["D"].half()
-    snapshot.save_snapshot(tmp_path / "a", **nets, training_set_kwargs={})
+    save_snapshot(tmp_path / "a", **nets, training_set_kwargs={})
     D = pickle.loads((tmp_path / "a").read_bytes())["D"]
     assert all(t.dtype == torch.float32 for t in D.state_dict().values())
     assert all(p.grad is None for p in D.parameters())
@@ -104,7 +102,7 @@ def test_failed_save_keeps_the_old_snapshot(saved):
     old = path.read_bytes()
     nets["D"].cannot_pickle = lambda: None
     with pytest.raises((pickle.PicklingError, AttributeError)):
-        snapshot.save_snapshot(path, **nets, training_set_kwargs={})
+        save_snapshot(path, **nets, training_set_kwargs={})
     assert path.read_bytes() == old
     assert os.listdir(path.parent) == [path.name]
 
@@ -215,117 +213,8 @@ def test_official_environment_loads_our_snapshot(saved, tmp_path):
             np.testing.assert_allclose(found[name], value.detach(), rtol=1e-6, atol=1e-6)
 
 
-def test_pixels():
-    x = torch.tensor([-9.0, -1.0, 0.0, 0.5, 1.0, 9.0])
-    assert snapshot.pixels(x).tolist() == [0, 0, 128, 191, 255, 255]
-    assert snapshot.pixels(x.numpy()).dtype == np.uint8
-    same = np.arange(256, dtype=np.uint8)
-    assert np.array_equal(snapshot.pixels(same), same)
-    real = torch.arange(256) / 127.5 - 1  # what the networks see of a uint8 image
-    assert np.abs(snapshot.pixels(real).astype(int) - np.arange(256)).max() <= 1
-
-
-def test_image_grid_runs_row_by_row():
-    images = np.arange(5, dtype=np.uint8)[:, None, None, None] + np.zeros((5, 3, 2, 4), np.uint8)
-    images[:, 1] += 100
-    grid = snapshot.image_grid(images + 1, (3, 2))
-    assert grid.shape == (4, 12, 3)
-    assert grid[::2, ::4, 0].tolist() == [[1, 2, 3], [4, 5, 0]]
-    assert grid[1::2, 3::4, 1].tolist() == [[101, 102, 103], [104, 105, 0]]
-
-
-def test_image_grid_refuses_what_does_not_fit():
-    with pytest.raises(ValueError, match="5 images do not fit"):
-        snapshot.image_grid(np.zeros((5, 3, 2, 2), np.uint8), (2, 2))
-    for shape in ((3, 2, 2), (1, 2, 4, 4)):
-        with pytest.raises(ValueError, match="expected"):
-            snapshot.image_grid(np.zeros(shape, np.uint8), (2, 2))
-
-
-@pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (3, "RGB")])
-def test_saved_grid_is_a_png_of_these_pixels(tmp_path, channels, mode):
-    images = torch.rand(4, channels, 5, 6) * 2 - 1
-    snapshot.save_image_grid(tmp_path / "grid.png", images, (2, 2))
-    with PIL.Image.open(io.BytesIO((tmp_path / "grid.png").read_bytes())) as picture:
-        assert (picture.format, picture.mode, picture.size) == ("PNG", mode, (12, 10))
-        found = np.array(picture).reshape(10, 12, channels)
-    assert np.array_equal(found, snapshot.image_grid(images, (2, 2)))
-    assert np.array_equal(found[5:, :6], snapshot.pixels(images)[2].transpose(1, 2, 0))
-
-
-@pytest.mark.parametrize(
-    ("resolution", "size"),
-    [(32, (32, 32)), (256, (30, 16)), (512, (15, 8)), (1024, (7, 4)), (2048, (7, 4))],
-)
-def test_grid_size(resolution, size):
-    assert snapshot.grid_size(resolution, resolution) == size
-
-
-class Toy:
-    """`count` images that show their index; labels cycle through `classes` unless None."""
-
-    def __init__(self, count, classes=None, resolution=512):
-        self.count, self.classes = count, classes
-        self.image_shape = [1, resolution, resolution]
-        self.has_onehot_labels = classes is not None
-
-    def __len__(self):
-        return self.count
-
-    def get_label(self, index):
-        return np.eye(self.classes or 1, self.classes or 0, dtype=np.float32)[
-            index % self.classes if self.classes else 0
-        ]
-
-    def __getitem__(self, index):
-        return np.full(self.image_shape, index, np.uint8), self.get_label(index)
-
-
-def test_grid_without_labels_is_a_random_choice():
-    size, images, labels, damage = snapshot.snapshot_grid(Toy(200), seed=3)
-    assert size == (15, 8) and damage == []
-    assert images.shape == (120, 1, 512, 512)
-    assert (labels.shape, labels.dtype) == ((120, 0), np.float32)
-    indices = images[:, 0, 0, 0]
-    assert len(set(indices.tolist())) == 120
-    assert np.array_equal(snapshot.snapshot_grid(Toy(200), seed=3)[1][:, 0, 0, 0], indices)
-    assert not np.array_equal(snapshot.snapshot_grid(Toy(200), seed=4)[1][:, 0, 0, 0], indices)
-
-
-def test_grid_of_few_images_repeats_them():
-    _, images, *_ = snapshot.snapshot_grid(Toy(50), seed=0)
-    assert np.bincount(images[:, 0, 0, 0]).tolist().count(0) == 0
-    assert len(images) == 120
-
-
-@pytest.mark.parametrize(("classes", "rows"), [(3, 3), (20, 8)])
-def test_grid_with_labels_shows_one_class_a_row(classes, rows):
-    size, images, labels, _ = snapshot.snapshot_grid(Toy(240, classes), seed=0)
-    assert size == (15, rows)
-    shown = labels.reshape(rows, 15, classes).argmax(axis=2)
-    assert shown.tolist() == [[row] * 15 for row in range(rows)]
-    indices = images[:, 0, 0, 0].reshape(rows, 15)
-    assert (indices % classes == shown).all()
-    assert len(set(indices[0].tolist())) == min(15, 240 // classes)
-
-
-def test_grid_fits_the_real_data_set(tmp_path):
-    dataset = pytest.importorskip("training.dataset")
-    (tmp_path / "00000").mkdir()
-    for index in range(6):
-        image = PIL.Image.fromarray(np.full((16, 16, 3), index * 40, np.uint8))
-        image.save(tmp_path / "00000" / f"img{index:08d}.png")
-    labels = ", ".join(f'["00000/img{index:08d}.png", {index % 2}]' for index in range(6))
-    (tmp_path / "dataset.json").write_text(f'{{"labels": [{labels}]}}')
-    data = dataset.ImageFolderDataset(str(tmp_path), use_labels=True)
-    size, images, found, _ = snapshot.snapshot_grid(data, seed=0)
-    assert size == (32, 2)
-    assert images.shape == (64, 3, 16, 16)
-    assert found.argmax(axis=1).tolist() == [0] * 32 + [1] * 32
-
-
 def test_old_snapshots_go_by_number_and_not_by_spelling(tmp_path):
     for kimg in ("999999", "1000000"):
         (tmp_path / f"network-snapshot-{kimg}.pkl").write_bytes(b"")
-    snapshot.remove_old_snapshots(tmp_path, keep=1)
+    remove_old_snapshots(tmp_path, keep=1)
     assert [path.name for path in tmp_path.iterdir()] == ["network-snapshot-1000000.pkl"]
