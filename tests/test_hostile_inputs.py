@@ -512,10 +512,7 @@ def test_files_that_links_lead_to_are_read(tmp_path):
 
 @pytest.mark.parametrize(
     ("reader", "seconds", "told"),
-    [
-        (lambda: b"x" * (300 << 20), SECONDS, AssertionError),
-        (lambda: time.sleep(9), 1, OutOfTime),
-    ],
+    [(lambda: b"x" * (300 << 20), SECONDS, AssertionError), (lambda: time.sleep(9), 1, OutOfTime)],
     ids=["memory", "time"],
 )
 def test_the_bounds_are_watched(reader, seconds, told):
