@@ -14,7 +14,7 @@ help:
 	@echo "make demo      train a small GAN on handwritten digits and show it (minutes, CPU or GPU)"
 	@echo "make test      run the tests that are fast (minutes)"
 	@echo "make test-all  run all tests, as CI does"
-	@echo "make lint      check style and generated documents, as CI does"
+	@echo "make lint      check style, types and generated documents, as CI does"
 	@echo "make docs      write the generated documents"
 	@echo "make clean     remove the environment and the demo"
 
@@ -61,6 +61,7 @@ test-all: install
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/pyright
 	$(BIN)/python docs/generate.py --check
 
 docs: install

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from dnnlib.command import UserCommand
 from dnnlib.util import is_url
-from metrics import MetricError
 from metrics.registry import metric_names, parse_metrics
 
 if TYPE_CHECKING:
@@ -31,58 +31,87 @@ _RUNS = Path("training-runs")
 
 
 @click.command(
+    cls=UserCommand,
     help=__doc__,
     context_settings={"show_default": True, "max_content_width": 100},
     epilog=f"Metrics: {', '.join(metric_names())}.",
-)  # fmt: skip
-@click.option("--network", metavar="PKL",
-              help="Network snapshot: path or URL, or a run folder for its newest  [default: the "
-              "newest below training-runs]",
-              )  # fmt: skip
-@click.option("--metrics", default="fid50k_full", metavar="LIST",
-              help="Comma-separated names of metrics, see below")  # fmt: skip
-@click.option("--data", metavar="PATH",
-              help="Data set of the network, all of it  [default: the snapshot's, with its subset]",
-              )  # fmt: skip
-@click.option("--mirror", type=bool, metavar="BOOL",
-              help="Add x-flipped images to the real ones where a metric's name does not end in "
-              "_full  [default: the snapshot's]")  # fmt: skip
+)
+@click.option(
+    "--network",
+    metavar="PKL",
+    help="Network snapshot: path or URL, or a run folder for its newest  [default: the "
+    "newest below training-runs]",
+)
+@click.option(
+    "--metrics",
+    default="fid50k_full",
+    metavar="LIST",
+    help="Comma-separated names of metrics, see below",
+)
+@click.option(
+    "--data",
+    metavar="PATH",
+    help="Data set of the network, all of it  [default: the snapshot's, with its subset]",
+)
+@click.option(
+    "--mirror",
+    type=bool,
+    metavar="BOOL",
+    help="Add x-flipped images to the real ones where a metric's name does not end in "
+    "_full  [default: the snapshot's]",
+)
 @click.option("--gpus", type=click.IntRange(min=1), default=1, help="Processes, a GPU each")
 @click.option("--verbose", type=bool, default=True, metavar="BOOL", help="Show progress")
-@click.option("--real", metavar="PATH",
-              help="Real side instead of --data: folder or zip of images of one size, or .npz "
-              "with an array features [N, D]")  # fmt: skip
+@click.option(
+    "--real",
+    metavar="PATH",
+    help="Compare with these instead of --data: folder or zip of images of one size, or "
+    ".npz with an array called features",
+)
 @click.option(
     "--fake",
     metavar="PATH",
     help="Images or features to measure instead of a network: folder, zip or .npz",
 )
-@click.option("--detector", metavar="PT",
-              help="TorchScript file instead of the standard detectors: path or URL, or "
-              "torch-fidelity. It may run any PyTorch operator: use files that you trust",
-              )  # fmt: skip
+@click.option(
+    "--detector",
+    metavar="PT",
+    help="TorchScript file instead of the standard detectors: path or URL, or "
+    "torch-fidelity. It may run any PyTorch operator: use files that you trust",
+)
 @click.option("--seed", type=int, default=0, help="Seed of the generated images")
-@click.option("--noise-mode", type=click.Choice(["random", "const", "none"]), default="random",
-              help="Noise inputs of the network; the same images at every call in any case",
-              )  # fmt: skip
+@click.option(
+    "--noise-mode",
+    type=click.Choice(["random", "const", "none"]),
+    default="random",
+    help="Noise inputs of the network; the same images at every call in any case",
+)
 @click.option("--device", metavar="NAME", help="cuda or cpu  [default: cuda where there is one]")
-@click.option("--batch", type=click.IntRange(min=1), default=64,
-              help="Most images a pass of the detector; half as many where memory is short",
-              )  # fmt: skip
-@click.option("--memory", type=click.FloatRange(min=0, min_open=True), default=1.0, metavar="GB",
-              help="Most memory for distances between features")  # fmt: skip
-@click.option("--cache", type=bool, default=True, metavar="BOOL",
-              help="Keep statistics of data sets in $DNNLIB_CACHE_DIR or ~/.cache/dnnlib",
-              )  # fmt: skip
+@click.option(
+    "--batch",
+    type=click.IntRange(min=1),
+    default=64,
+    help="Most images a pass of the detector; half as many where memory is short",
+)
+@click.option(
+    "--memory",
+    type=click.FloatRange(min=0, min_open=True),
+    default=1.0,
+    metavar="GB",
+    help="Most memory for distances between features",
+)
+@click.option(
+    "--cache",
+    type=bool,
+    default=True,
+    metavar="BOOL",
+    help="Keep statistics of data sets in $DNNLIB_CACHE_DIR or ~/.cache/dnnlib",
+)
 def main(**options: Any) -> None:
     """Parse the command line, measure, report."""
     logging.basicConfig(format="%(message)s", stream=sys.stderr, force=True)
-    try:
-        job = _job(options)
-        results = _measure(job, options["gpus"])
-    except MetricError as error:
-        raise click.ClickException(f"{error}.") from None
-    _report(job, results or [], options["verbose"])
+    job = _job(options)
+    _report(job, _measure(job, options["gpus"]), options["verbose"])
 
 
 def _job(options: dict[str, Any]) -> "Job":
@@ -92,7 +121,7 @@ def _job(options: dict[str, Any]) -> "Job":
     if options["network"] is not None and options["fake"] is not None:
         raise click.UsageError("Give --network or --fake, not both.")
     if options["fake"] is not None and options["data"] and options["real"]:
-        raise click.UsageError("Give --data or --real, not both, as the real side of --fake.")
+        raise click.UsageError("Give --data or --real, not both, to compare --fake with.")
     for name in ("data", "real", "fake"):
         path = options[name]
         if path is not None and not Path(path).exists():
@@ -151,21 +180,19 @@ def _device(name: str | None, gpus: int) -> str:
         raise click.UsageError(f"{error}.") from None
 
 
-def _measure(job: "Job", processes: int) -> "list[Result] | None":
+def _measure(job: "Job", processes: int) -> "list[Result]":
     from metrics.job import run_job
-    from torch_utils.spawn import WorkerError, run_processes
+    from torch_utils.spawn import run_processes
 
-    try:
-        return run_processes(run_job, processes, job, device=job.settings.device)
-    except WorkerError as error:
-        raise MetricError(str(error)) from None
+    return run_processes(run_job, processes, job, device=job.settings.device)
 
 
 def _report(job: "Job", results: "list[Result]", verbose: bool) -> None:
     from metrics.report import append_result, describe, json_line, run_dir_of
 
-    local = job.network is not None and not is_url(job.network)
-    run_dir = run_dir_of(job.network) if local else None
+    run_dir = None
+    if job.network is not None and not is_url(job.network):
+        run_dir = run_dir_of(job.network)
     for result in results:
         line = json_line(result, job.network or job.fake, run_dir)
         click.echo(line)

@@ -1,16 +1,20 @@
 """Make a dataset archive for training from folders, zips and published data sets."""
 
 import os
+from typing import Any
 
 import click
 
-from training.data.convert.data_sources import LABEL_CHOICES, ImageSource, open_source
+from dnnlib.command import UserCommand
+from dnnlib.errors import UserError
+from training.data.convert.data_sources import open_source
 from training.data.convert.dataset_writer import check_destination, scan, write_archive
+from training.data.convert.image_source import LABEL_CHOICES, ImageSource
 from training.data.convert.image_transforms import RESIZE_FILTERS, TRANSFORMS, Resize
 from training.data.image_files import MIN_RESOLUTION, DatasetError, is_usable_resolution
 
 
-@click.command(context_settings={"show_default": True, "max_content_width": 100})
+@click.command(cls=UserCommand, context_settings={"show_default": True, "max_content_width": 100})
 @click.option("--source", required=True, metavar="PATH", help="What to read (see above).")
 @click.option("--dest", required=True, metavar="PATH", help="Archive to write: NAME.zip or folder.")
 @click.option("--max-images", type=click.IntRange(min=1), help="Use only the first N images.")
@@ -34,7 +38,7 @@ from training.data.image_files import MIN_RESOLUTION, DatasetError, is_usable_re
     help="auto: those of the source; none; folders: folder names; coarse: CIFAR-100's 20 classes.",
 )
 @click.option("--skip-unusable", is_flag=True, help="Leave unusable images out and go on.")
-def main(**options) -> None:
+def main(**options: Any) -> None:
     """Make a dataset archive for training: one square power-of-two size, labels kept.
 
     \b
@@ -53,14 +57,20 @@ def main(**options) -> None:
     try:
         _check_size(options)
         _run(**options)
-    except DatasetError as error:
-        raise click.ClickException(str(error)) from error
     except OSError as error:
         reason = error.strerror or str(error)
-        raise click.ClickException(f"{error.filename or options['source']}: {reason}") from error
+        raise UserError(f"{error.filename or options['source']}: {reason}") from error
 
 
-def _run(*, source, dest, max_images, labels, skip_unusable, **geometry) -> None:
+def _run(
+    *,
+    source: str,
+    dest: str,
+    max_images: int | None,
+    labels: str,
+    skip_unusable: bool,
+    **geometry: Any,
+) -> None:
     if source != "digits" and not os.path.exists(source):
         raise click.BadParameter(f"'{source}' does not exist.", param_hint="--source")
     if os.path.exists(source) and os.path.exists(dest) and os.path.samefile(source, dest):
@@ -77,7 +87,7 @@ def _run(*, source, dest, max_images, labels, skip_unusable, **geometry) -> None
     for note in [*reader.notes, *plan.notes]:
         click.echo(f"Note: {note}.", err=True)
     if plan.problems and not (skip_unusable and any(plan.keep)):
-        raise click.ClickException(plan.report())
+        raise UserError(plan.report())
     if plan.problems:
         click.echo(f"Note: {len(plan.problems)} unusable images are left out.", err=True)
     count = write_archive(reader, plan, resize, dest, max_images)
@@ -86,14 +96,20 @@ def _run(*, source, dest, max_images, labels, skip_unusable, **geometry) -> None
     click.echo(f"Wrote {count} images, {plan.size}x{plan.size} {colours}, {labelled}, to {dest}")
 
 
-def _resize(reader: ImageSource, width, height, resize_filter, transform) -> Resize:
+def _resize(
+    reader: ImageSource,
+    width: int | None,
+    height: int | None,
+    resize_filter: str,
+    transform: str | None,
+) -> Resize:
     if reader.default_size is not None:
         width = width or height or reader.default_size
         height = height or width
     return Resize(width, height, resize_filter, transform)
 
 
-def _check_size(options: dict) -> None:
+def _check_size(options: dict[str, Any]) -> None:
     """Refuse sizes that no image could be brought to, before anything is read."""
     width, height, transform = options["width"], options["height"], options["transform"]
     if transform and not (width and height):

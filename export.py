@@ -6,21 +6,32 @@
 """
 
 import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
 
-from dnnlib.util import first_line, open_url
+from dnnlib.command import UserCommand
+from dnnlib.errors import UserError
+from dnnlib.util import first_line
 
 # torch is imported inside functions, so that --help answers at once.
 
 
-@click.command(help=__doc__)
-@click.option("--network", required=True, metavar="FILE",
-              help="Snapshot (path or URL), or .safetensors with its .json beside it")  # fmt: skip
-@click.option("--dest", required=True, metavar="FILE",
-              help="File to write: .safetensors, with a .json beside it, or .pkl")  # fmt: skip
-def main(network, dest):
+@click.command(cls=UserCommand, help=__doc__)
+@click.option(
+    "--network",
+    required=True,
+    metavar="FILE",
+    help="Snapshot (path or URL), or .safetensors with its .json beside it",
+)
+@click.option(
+    "--dest",
+    required=True,
+    metavar="FILE",
+    help="File to write: .safetensors, with a .json beside it, or .pkl",
+)
+def main(network: str, dest: str) -> None:
     """Read one form, write the other."""
     kinds = Path(network).suffix == ".safetensors", Path(dest).suffix
     if kinds not in ((False, ".safetensors"), (True, ".pkl")):
@@ -33,26 +44,23 @@ def main(network, dest):
 
             save_imported(import_networks(network), dest)
         else:
-            import legacy
+            from training.run.networks_file import read_networks
             from training.run.safetensors_io import export_networks
 
-            with open_url(network) as file:
-                export_networks(legacy.load_network_pkl(file), dest)
+            export_networks(read_networks(network, f"--network={network}"), dest)
     click.echo(f"Wrote {dest}")
 
 
 @contextlib.contextmanager
-def errors_in_one_line(network, dest):
-    """Context that turns errors of reading and writing into click's."""
-    import pickle
-
+def errors_in_one_line(network: str, dest: str) -> Iterator[None]:
+    """Context that turns errors of reading and writing into those of the user, with the options."""
     try:
         yield
-    except (ValueError, pickle.UnpicklingError) as error:
+    except ValueError as error:
         reason = first_line(error)
-        raise click.ClickException(f"Cannot use --network={network}: {reason}.") from error
+        raise UserError(f"Cannot use --network={network}: {reason}.") from error
     except OSError as error:
-        raise click.ClickException(
+        raise UserError(
             f"Cannot turn --network={network} into --dest={dest}: {first_line(error)}."
         ) from error
 

@@ -17,12 +17,16 @@ from typing import TYPE_CHECKING, Any
 import click
 import numpy as np
 
-from dnnlib.util import DownloadError, first_line, open_url
+from dnnlib.command import UserCommand
+from dnnlib.errors import UserError
+from dnnlib.util import first_line
 from torch_utils.host_memory import keep_freed_memory
-from torch_utils.ops.backend import MODES, NativeUnavailableError, select
+from torch_utils.ops.backend import MODES, select
 
 if TYPE_CHECKING:
     import torch
+
+    from training.model import Sampler
 
 # torch is imported inside functions, so that --help answers at once.
 
@@ -59,9 +63,10 @@ class Options:
 
 
 def parse_seeds(text: str) -> list[int]:
-    """Seeds of a list with ranges, ends included, without repetitions: ``1,2,5-9``.
+    """Seeds of a list with ranges, ends included, without repetitions: `1,2,5-9`.
 
-    Raises ValueError with a message for the user.
+    Raises:
+        ValueError: The text is none; the message is for the user.
     """
     seeds: dict[int, None] = {}  # each once, in order
     for part in text.split(","):
@@ -79,33 +84,69 @@ def parse_seeds(text: str) -> list[int]:
     return list(seeds)
 
 
-def _seeds_option(_ctx: click.Context, _param: click.Parameter, value: str | None):
+def _seeds_option(
+    _ctx: click.Context, _param: click.Parameter, value: str | None
+) -> list[int] | None:
     try:
         return None if value is None else parse_seeds(value)
-    except ValueError as err:
-        raise click.BadParameter(str(err)) from None
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
 
 
-@click.command(help=__doc__)
+@click.command(cls=UserCommand, help=__doc__)
 @click.option("--network", required=True, metavar="PKL", help="Network snapshot: path or URL")
 @click.option("--seeds", callback=_seeds_option, metavar="LIST", help="Seeds, e.g. 1,2,5-9")
-@click.option("--trunc", "truncation_psi", type=float, default=1, show_default=True, metavar="PSI",
-              help="Truncation: 1 is none, 0 always the mean image")  # fmt: skip
-@click.option("--class", "class_idx", type=int, metavar="INT",
-              help="Class to generate; required for a conditional network")  # fmt: skip
-@click.option("--noise-mode", type=click.Choice(["const", "random", "none"]), default="const",
-              show_default=True,
-              help="Noise inputs; random ones follow from the seed")  # fmt: skip
-@click.option("--projected-w", metavar="FILE",
-              help="Render the latents in this npz file (array w) instead of seeds")  # fmt: skip
+@click.option(
+    "--trunc",
+    "truncation_psi",
+    type=float,
+    default=1,
+    show_default=True,
+    metavar="PSI",
+    help="Truncation: 1 is none, 0 always the mean image",
+)
+@click.option(
+    "--class",
+    "class_idx",
+    type=int,
+    metavar="INT",
+    help="Class to generate; required for a conditional network",
+)
+@click.option(
+    "--noise-mode",
+    type=click.Choice(["const", "random", "none"]),
+    default="const",
+    show_default=True,
+    help="Noise inputs; random ones follow from the seed",
+)
+@click.option(
+    "--projected-w",
+    metavar="FILE",
+    help="Render the latents in this npz file (array w) instead of seeds",
+)
 @click.option("--outdir", required=True, metavar="DIR", help="Where to save the images")
 @click.option("--device", metavar="NAME", help="cuda or cpu  [default: cuda where there is one]")
-@click.option("--ops", type=click.Choice(MODES), default="auto", show_default=True,
-              help="Operators: native, ref (plain PyTorch) or auto (what can be had)")  # fmt: skip
-@click.option("--batch", type=click.IntRange(min=1), default=8, show_default=True,
-              help="Images to make at once")  # fmt: skip
-@click.option("--grid", is_flag=False, flag_value="grid.png", metavar="[FILE]",
-              help="Also save all images on one sheet, grid.png or FILE in --outdir")  # fmt: skip
+@click.option(
+    "--ops",
+    type=click.Choice(MODES),
+    default="auto",
+    show_default=True,
+    help="Operators: native, ref (plain PyTorch) or auto (what can be had)",
+)
+@click.option(
+    "--batch",
+    type=click.IntRange(min=1),
+    default=8,
+    show_default=True,
+    help="Images to make at once",
+)
+@click.option(
+    "--grid",
+    is_flag=False,
+    flag_value="grid.png",
+    metavar="[FILE]",
+    help="Also save all images on one sheet, grid.png or FILE in --outdir",
+)
 def main(**options: Any) -> None:
     """Parse the command line and generate."""
     opts = Options(**options)
@@ -115,17 +156,18 @@ def main(**options: Any) -> None:
     device = _choose_device(opts.device)
     if device.type == "cpu":
         keep_freed_memory()
-    _choose_operators(opts.ops, device)
-    network = _load_generator(opts.network).to(device)
+    select(opts.ops, device.type)
+    sampler = _open_network(opts.network, device)
     if latents is None:
-        label = _label(network, opts.class_idx).to(device)
-        names = [f"seed{seed:04d}.png" for seed in opts.seeds]
-        images = _images_of_seeds(network, label, opts)
+        seeds = opts.seeds or []
+        label = _label(sampler, opts.class_idx).to(device)
+        names = [f"seed{seed:04d}.png" for seed in seeds]
+        images = _images_of_seeds(sampler, seeds, label, opts)
     else:
-        latents = _fit_latents(latents, network, opts.projected_w)
+        latents = _fit_latents(latents, sampler, opts.projected_w)
         digits = max(2, len(str(len(latents) - 1)))
         names = [f"proj{idx:0{digits}d}.png" for idx in range(len(latents))]
-        images = _images_of_latents(network, latents, opts)
+        images = _images_of_latents(sampler, latents, opts)
     grid = None if opts.grid is None else _grid_path(Path(opts.outdir), opts.grid, names)
     outdir = _prepare_folder(opts.outdir)
     _save(images, names, outdir, grid)
@@ -146,20 +188,20 @@ def _read_latents(opts: Options) -> np.ndarray | None:
             raise ValueError("it is no .npz file; make one with numpy.savez(FILE, w=ARRAY)")
         with archive:
             return archive["w"]
-    except Exception as err:  # whatever a wrong or damaged file makes NumPy and zipfile raise
-        raise click.ClickException(
-            f"Cannot read array w of --projected-w={opts.projected_w}: {first_line(err)}"
+    except Exception as error:  # whatever a wrong or damaged file makes NumPy and zipfile raise
+        raise UserError(
+            f"Cannot read array w of --projected-w={opts.projected_w}: {first_line(error)}"
         ) from None
 
 
-def _fit_latents(latents: np.ndarray, network: "torch.nn.Module", name: str) -> np.ndarray:
-    """The latents as float32 [N, num_ws, w_dim], or an error where they are something else."""
-    shape = (network.num_ws, network.w_dim)
-    fits = latents.ndim == 3 and latents.shape[1:] == shape and len(latents) > 0
+def _fit_latents(latents: np.ndarray, sampler: "Sampler", name: str | None) -> np.ndarray:
+    """The latents as float32 [N, *w_shape], or an error where they are something else."""
+    shape = sampler.w_shape
+    fits = latents.ndim == 1 + len(shape) and latents.shape[1:] == shape and len(latents) > 0
     if not fits or latents.dtype.kind != "f":
-        raise click.ClickException(
+        raise UserError(
             f"Array w of {name} has shape {list(latents.shape)} and type {latents.dtype}; "
-            f"this network needs floats of shape [N, {shape[0]}, {shape[1]}], N >= 1."
+            f"this network needs floats of shape [N, {', '.join(map(str, shape))}], N >= 1."
         )
     return latents.astype(np.float32)
 
@@ -169,9 +211,9 @@ def _prepare_folder(name: str) -> Path:
         os.makedirs(name, exist_ok=True)
         with tempfile.TemporaryFile(dir=name):  # permissions say little on network file systems
             pass
-    except OSError as err:
-        raise click.ClickException(
-            f"Cannot write to --outdir={name}: {err.strerror}. Choose another folder."
+    except OSError as error:
+        raise UserError(
+            f"Cannot write to --outdir={name}: {error.strerror}. Choose another folder."
         ) from None
     return Path(name)
 
@@ -193,55 +235,33 @@ def _choose_device(name: str | None) -> "torch.device":
 
     try:
         return find_device(name)
-    except ValueError as err:
-        raise click.UsageError(f"{err}.") from None
+    except ValueError as error:
+        raise click.UsageError(f"{error}.") from None
 
 
-def _choose_operators(mode: str, device: "torch.device") -> None:
-    try:
-        select(mode, device.type)
-    except NativeUnavailableError as err:
-        raise click.ClickException(str(err)) from None
+def _open_network(name: str, device: "torch.device") -> "Sampler":
+    from training.run.networks_file import read_sampler
+
+    sampler, _ = read_sampler(name, f"--network={name}", device)
+    return sampler
 
 
-def _load_generator(name: str) -> "torch.nn.Module":
-    import legacy
-    from training.networks import Generator
-
-    try:
-        with open_url(name) as file:
-            network = legacy.load_network_pkl(file)["G_ema"]
-    except DownloadError as err:
-        raise click.ClickException(f"{err}.") from None
-    except OSError as err:
-        raise click.ClickException(
-            f"Cannot read --network={name}: {err.strerror or first_line(err)}."
-        ) from None
-    except (legacy.UnsafePickleError, ValueError) as err:
-        raise click.ClickException(f"Cannot use --network={name}: {err}.") from None
-    if not isinstance(network, Generator) or network.img_channels not in (1, 3):
-        raise click.ClickException(
-            f"Cannot use --network={name}: its G_ema is no generator of grey or RGB images."
-        )
-    return network
-
-
-def _label(network: "torch.nn.Module", class_idx: int | None) -> "torch.Tensor":
-    """One-hot label [1, c_dim]."""
+def _label(sampler: "Sampler", class_idx: int | None) -> "torch.Tensor":
+    """One-hot label float32 [1, c_dim]."""
     import torch
 
-    label = torch.zeros([1, network.c_dim])
-    if network.c_dim == 0:
+    from training.data.labels import one_hot
+
+    if sampler.c_dim == 0:
         if class_idx is not None:
             click.echo("Warning: --class has no effect, the network is unconditional.", err=True)
-        return label
-    choices = f"0 to {network.c_dim - 1}"
+        return torch.zeros([1, 0])
+    choices = f"0 to {sampler.c_dim - 1}"
     if class_idx is None:
         raise click.UsageError(f"The network is conditional: give --class, {choices}.")
-    if not 0 <= class_idx < network.c_dim:
+    if not 0 <= class_idx < sampler.c_dim:
         raise click.UsageError(f"--class={class_idx} is out of range: the network has {choices}.")
-    label[0, class_idx] = 1
-    return label
+    return torch.from_numpy(one_hot(np.array([class_idx]), sampler.c_dim))
 
 
 def _batches(items: Any, opts: Options) -> Iterator[Any]:
@@ -253,42 +273,43 @@ def _batches(items: Any, opts: Options) -> Iterator[Any]:
 
 
 def _images_of_seeds(
-    network: "torch.nn.Module", label: "torch.Tensor", opts: Options
+    sampler: "Sampler", seeds: list[int], label: "torch.Tensor", opts: Options
 ) -> Iterator[np.ndarray]:
+    """Images uint8 [1, C, H, W] of the seeds; label: float32 [1, c_dim]."""
     import torch
 
-    for seeds in _batches(opts.seeds, opts):
-        z = np.concatenate([np.random.RandomState(s).randn(1, network.z_dim) for s in seeds])
+    for part in _batches(seeds, opts):
+        z = np.concatenate([np.random.RandomState(s).randn(1, sampler.z_dim) for s in part])
         z = torch.from_numpy(z).to(label.device, torch.float32)
-        c = label.expand(len(seeds), -1)
+        c = label.expand(len(part), -1)
         with torch.inference_mode():
-            ws = network.mapping(z, c, truncation_psi=opts.truncation_psi)
-        yield from _synthesize(network, ws, opts.noise_mode, noise_seed=seeds[0])
+            w = sampler.latents(z, c, opts.truncation_psi)
+        yield from _synthesize(sampler, w, opts.noise_mode, noise_seed=part[0])
 
 
 def _images_of_latents(
-    network: "torch.nn.Module", latents: np.ndarray, opts: Options
+    sampler: "Sampler", latents: np.ndarray, opts: Options
 ) -> Iterator[np.ndarray]:
+    """Images uint8 [1, C, H, W] of latents float32 [N, *w_shape]."""
     import torch
 
-    device = next(network.parameters()).device
     # Random noise depends on the latent's place in the file.
     for indices in _batches(range(len(latents)), opts):
-        ws = torch.from_numpy(latents[indices.start : indices.stop]).to(device, torch.float32)
-        yield from _synthesize(network, ws, opts.noise_mode, noise_seed=indices.start)
+        w = torch.from_numpy(latents[indices.start : indices.stop]).to(sampler.device)
+        yield from _synthesize(sampler, w, opts.noise_mode, noise_seed=indices.start)
 
 
 def _synthesize(
-    network: "torch.nn.Module", ws: "torch.Tensor", noise_mode: str, noise_seed: int
+    sampler: "Sampler", w: "torch.Tensor", noise_mode: str, noise_seed: int
 ) -> np.ndarray:
-    """Images uint8 [N, 1, C, H, W], ready to be taken one by one."""
+    """Images uint8 [N, 1, C, H, W] of latents [N, *w_shape], ready to be taken one by one."""
     import torch
 
     from training.snapshot import pixels
 
     torch.manual_seed(noise_seed)
     with torch.inference_mode():
-        return pixels(network.synthesis(ws, noise_mode=noise_mode))[:, None]
+        return pixels(sampler.images(w, noise_mode))[:, None]
 
 
 def _save(images: Iterator[np.ndarray], names: list[str], outdir: Path, grid: Path | None) -> None:
@@ -302,11 +323,11 @@ def _save(images: Iterator[np.ndarray], names: list[str], outdir: Path, grid: Pa
             save_image_grid(outdir / name, image)
             if grid is not None:
                 kept.append(image)
-        if kept:
+        if grid is not None:
             columns = math.ceil(math.sqrt(len(kept)))
             rows = math.ceil(len(kept) / columns)
             save_image_grid(grid, np.concatenate(kept), (columns, rows))
-    sheet = f" and {os.path.relpath(grid, outdir)}" if kept else ""
+    sheet = "" if grid is None else f" and {os.path.relpath(grid, outdir)}"
     click.echo(f"Saved {len(names)} images{sheet} in {outdir}")
 
 
@@ -314,8 +335,8 @@ def _save(images: Iterator[np.ndarray], names: list[str], outdir: Path, grid: Pa
 def _writing(outdir: Path) -> Iterator[None]:
     try:
         yield
-    except OSError as err:
-        raise click.ClickException(f"Cannot write to {outdir}: {err}.") from None
+    except OSError as error:
+        raise UserError(f"Cannot write to {outdir}: {error}.") from None
 
 
 if __name__ == "__main__":

@@ -16,32 +16,32 @@ from typing import Any, BinaryIO, NamedTuple
 import torch
 
 import dnnlib
+from dnnlib.errors import UserError
 from dnnlib.safe_numpy import NUMPY_NAMES, PickledArray
 from dnnlib.safe_pickle import RestrictedUnpickler, SafeFunction, SealedDict, UnsafePickleError
 from dnnlib.util import first_line
 from torch_utils import persistence
-
-__all__ = ["NetworkPickleError", "UnsafePickleError", "load_network_pkl"]
 
 _MAX_DEPTH = 32  # of nested modules and containers; real snapshots stay below ten
 _MAX_ITEMS = 200_000  # of modules and arguments together; real snapshots have a few thousand
 _MAX_NAME = 200  # characters of the name of a tensor, module or argument
 
 
-class NetworkPickleError(ValueError):
+class NetworkPickleError(UserError, ValueError):
     """The file is no network snapshot, or is damaged, or does not fit this project's networks."""
 
 
 def load_network_pkl(file: BinaryIO) -> dict[str, Any]:
     """Read a network snapshot from a binary file.
 
-    Returns a dict with ``G``, ``D``, ``G_ema`` (modules on the CPU in eval mode, float32),
-    ``augment_pipe`` (module or None) and ``training_set_kwargs`` (EasyDict or None).
+    Returns:
+        A dict with `G`, `D`, `G_ema` (modules on the CPU in eval mode, float32), `augment_pipe`
+        (module or None) and `training_set_kwargs` (EasyDict or None).
 
     Raises:
-        UnsafePickleError: the pickle refers to something outside the list of safe names, or a
+        UnsafePickleError: The pickle refers to something outside the list of safe names, or a
             network in it is of an unknown class or has arguments that are no plain data.
-        NetworkPickleError: anything else that keeps the file from being used.
+        NetworkPickleError: Anything else that keeps the file from being used.
     """
     if not file.seekable():  # a pipe
         file = io.BytesIO(file.read())
@@ -57,11 +57,11 @@ def load_network_pkl(file: BinaryIO) -> dict[str, Any]:
         raise
     except RecursionError:
         raise NetworkPickleError("not a network snapshot: nested too deeply") from None
-    except Exception as err:  # a damaged pickle can make the unpickler raise almost anything
+    except Exception as error:  # a damaged pickle can make the unpickler raise almost anything
         raise NetworkPickleError(
             "not a readable network snapshot (truncated, damaged or another format): "
-            + first_line(err)
-        ) from err
+            + first_line(error)
+        ) from error
 
 
 def _networks_of(data: Any) -> dict[str, Any]:
@@ -92,7 +92,7 @@ def _networks_of(data: Any) -> dict[str, Any]:
 
 
 class _Node(NamedTuple):
-    """A checked record: ``state`` holds plain constructor arguments, real tensors and nodes."""
+    """A checked record: `state` holds plain constructor arguments, real tensors and nodes."""
 
     cls: type
     state: dict[str, Any]
@@ -101,10 +101,10 @@ class _Node(NamedTuple):
 def _build(node: _Node, key: str) -> torch.nn.Module:
     try:
         return persistence.rebuild_module(node.cls, node.state).eval()
-    except Exception as err:  # constructors raise anything when their arguments make no sense
+    except Exception as error:  # constructors raise anything when their arguments make no sense
         raise NetworkPickleError(
-            f"cannot rebuild {key!r} ({node.cls.__name__}): {first_line(err)}"
-        ) from err
+            f"cannot rebuild {key!r} ({node.cls.__name__}): {first_line(error)}"
+        ) from error
 
 
 class _Checker:
@@ -114,7 +114,7 @@ class _Checker:
     what lies in that four times, and so on.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._left = _MAX_ITEMS
 
     def record(self, record: "_Record", where: str, depth: int = 0) -> _Node:
@@ -122,9 +122,9 @@ class _Checker:
         self._visit(where, depth)
         try:
             cls = persistence.find_persistent_class(record.class_name)
-        except LookupError as err:
+        except LookupError as error:
             raise UnsafePickleError(
-                f"{where[-100:]}: {first_line(err)}; its code is not executed"
+                f"{where[-100:]}: {first_line(error)}; its code is not executed"
             ) from None
         state, owner = record.state, f"{where[-100:]} ({record.class_name})"
         modules = {}
@@ -243,9 +243,9 @@ def _new_storage(raw: Any) -> _Storage:
         raise UnsafePickleError("a tensor storage is a zip, not in torch's storage format")
     try:
         storage = torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as err:
-        # torch goes on to recommend its unsafe reader: keep only the name it stumbled over.
-        name = re.search(r"GLOBAL ([\w.]+)", str(err))
+    except pickle.UnpicklingError as error:
+        # torch continues by recommending its unsafe reader: keep only the name it stumbled over.
+        name = re.search(r"GLOBAL ([\w.]+)", str(error))
         raise UnsafePickleError(
             f"a tensor storage refers to {name[1][:100]}, which is not on the list of safe names"
             if name
@@ -256,8 +256,10 @@ def _new_storage(raw: Any) -> _Storage:
     return _Storage(storage._untyped_storage, storage.dtype)  # the public way warns
 
 
-def _new_tensor(storage, offset, size, stride, requires_grad=False, *_unused) -> _SavedTensor:
-    """``torch._utils._rebuild_tensor`` and ``_v2``; hooks and metadata are dropped."""
+def _new_tensor(
+    storage: Any, offset: Any, size: Any, stride: Any, requires_grad: Any = False, *_unused: Any
+) -> _SavedTensor:
+    """`torch._utils._rebuild_tensor` and `_v2`; hooks and metadata are dropped."""
     if not isinstance(storage, _Storage):
         raise NetworkPickleError(f"damaged: a tensor lies in a {type(storage).__name__}")
     size, stride = tuple(size), tuple(stride)
@@ -275,8 +277,8 @@ def _new_tensor(storage, offset, size, stride, requires_grad=False, *_unused) ->
     return _SavedTensor(tensor.requires_grad_(bool(requires_grad)))
 
 
-def _new_parameter(saved, requires_grad=True, *_unused) -> _SavedTensor:
-    """``torch._utils._rebuild_parameter`` and ``_with_state``; hooks and state are dropped."""
+def _new_parameter(saved: Any, requires_grad: Any = True, *_unused: Any) -> _SavedTensor:
+    """`torch._utils._rebuild_parameter` and `_with_state`; hooks and state are dropped."""
     if not isinstance(saved, _SavedTensor):
         raise NetworkPickleError(f"damaged: a parameter is a {type(saved).__name__}")
     return _SavedTensor(saved.tensor.detach().requires_grad_(bool(requires_grad)))

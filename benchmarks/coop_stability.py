@@ -13,8 +13,10 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -41,7 +43,7 @@ SNAP_TICKS = 5
 @click.option("--seeds", default=3, show_default=True)
 @click.option("--jobs", default=1, show_default=True, help="Runs at a time")
 @click.option("--only", multiple=True, type=click.Choice(list(VARIANTS)), help="These variants")
-def main(out, kimg, seeds, jobs, only):
+def main(out: Path, kimg: int, seeds: int, jobs: int, only: tuple[str, ...]) -> None:
     """Train, measure, and print the table in Markdown."""
     out.mkdir(parents=True, exist_ok=True)
     data = out / "digits.zip"
@@ -58,22 +60,31 @@ def main(out, kimg, seeds, jobs, only):
     click.echo(markdown(results, kimg))
 
 
-def run_folder(out, kimg, name, seed):
+def run_folder(out: Path, kimg: int, name: str, seed: int) -> Path:
     """Where one run lives."""
     slug = "".join(c if c.isalnum() else "-" for c in name)
     return out / f"{slug}-{kimg}kimg-seed{seed}"
 
 
-def train(out, data, kimg, name, seed):
+def train(out: Path, data: Path, kimg: int, name: str, seed: int) -> None:
     """Train one run to its end or its divergence; a finished one is left alone."""
     folder = run_folder(out, kimg, name, seed)
     if (folder / "exit-code").exists():
         return
     command = [
-        sys.executable, str(ROOT / "train.py"), f"--data={data}", f"--outdir={folder}",
-        "--cfg=digits", "--gamma=0", f"--kimg={kimg}", f"--coop-kimg={kimg}", f"--seed={seed}",
-        f"--snap={SNAP_TICKS}", "--workers=0", *VARIANTS[name],
-    ]  # fmt: skip
+        sys.executable,
+        str(ROOT / "train.py"),
+        f"--data={data}",
+        f"--outdir={folder}",
+        "--cfg=digits",
+        "--gamma=0",
+        f"--kimg={kimg}",
+        f"--coop-kimg={kimg}",
+        f"--seed={seed}",
+        f"--snap={SNAP_TICKS}",
+        "--workers=0",
+        *VARIANTS[name],
+    ]
     shutil.rmtree(folder, ignore_errors=True)  # an interrupted run
     folder.mkdir()
     with open(folder / "output.txt", "w") as log:
@@ -89,38 +100,42 @@ def train(out, data, kimg, name, seed):
 class FrechetDistance:
     """Distance between all real digits and as many images of a snapshot, by a detector of `out`."""
 
-    def __init__(self, out, data):
+    def __init__(self, out: Path, data: Path) -> None:
         from metrics.evaluation import Evaluation, Settings
+        from metrics.feature_sources import FileSource
         from metrics.registry import find_metric
-        from metrics.sides import open_files
+        from metrics.sources import ImageFiles
 
         detector = out / "digits.pt"
         if not detector.exists():
             train = [sys.executable, "-m", "metrics.train_detector", f"--data={data}"]
             subprocess.run([*train, f"--out={detector}"], check=True, cwd=ROOT)
-        real = open_files(data)
+        real = FileSource(ImageFiles(str(data)))
         self._metric = find_metric("fid50k_full").with_count(real.available(True))
         self._evaluation = Evaluation(real, Settings(detector=str(detector), noise_mode="const"))
 
-    def __call__(self, snapshot):
+    def __call__(self, snapshot: Path) -> float:
         """Frechet distance of the snapshot's G_ema."""
-        import legacy
-        from metrics.sides import NetworkSide
+        import torch
 
-        with open(snapshot, "rb") as file:
-            G = legacy.load_network_pkl(file)["G_ema"].requires_grad_(False)
-        generated = NetworkSide(G, None, seed=0, noise_mode="const")
-        [result] = self._evaluation.measure([self._metric], generated)
+        from metrics.feature_sources import NetworkSource
+        from training.run.networks_file import read_sampler
+
+        sampler, _ = read_sampler(str(snapshot), str(snapshot), torch.device("cpu"))
+        generated = NetworkSource(sampler, None, seed=0, noise_mode="const")
+        [result] = self._evaluation.measure([self._metric], generated) or []
         return result.values[result.metric]
 
 
-def summarise(out, kimg, name, seed, measure):
+def summarise(
+    out: Path, kimg: int, name: str, seed: int, measure: Callable[[Path], float]
+) -> dict[str, Any]:
     """What one run did: reached kimg, extremes of its logs, distance of each snapshot."""
     folder = run_folder(out, kimg, name, seed)
     (run,) = folder.glob("[0-9]*")
     ticks = [json.loads(line) for line in (run / "stats.jsonl").read_text().splitlines()]
 
-    def curve(quantity):
+    def curve(quantity: str) -> list[Any]:
         return [tick[quantity]["mean"] for tick in ticks if quantity in tick]
 
     snapshots = sorted(run.glob("network-snapshot-*.pkl"))
@@ -136,7 +151,7 @@ def summarise(out, kimg, name, seed, measure):
     }
 
 
-def markdown(results, kimg):
+def markdown(results: list[dict[str, Any]], kimg: int) -> str:
     """One row a variant; values of all seeds, in the order of the seeds."""
     lines = [
         "| variant | ran to the end | stopped at kimg | largest displacement "
@@ -157,7 +172,7 @@ def markdown(results, kimg):
     return "\n".join(lines)
 
 
-def largest(curve):
+def largest(curve: list[Any]) -> str:
     """The largest value as text; a null in stats.jsonl was not finite."""
     return "inf" if None in curve else f"{max(curve):.2g}"
 

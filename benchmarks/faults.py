@@ -13,8 +13,11 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from random import Random
+from typing import IO
 
 import psutil
 
@@ -22,11 +25,19 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from torch_utils.distributed import SIGNALS  # noqa: E402
-from training.run.checkpoint import KEPT, CheckpointError, find_checkpoints, read_checkpoint  # noqa: E402
+from training.run.checkpoint import (  # noqa: E402
+    KEPT,
+    CheckpointError,
+    CheckpointFile,
+    find_checkpoints,
+    read_checkpoint,
+)
 
 FULL_DISK_BYTES = 4096
 PATIENCE = 120  # seconds that a process may take to end after a signal
 PIPE_BYTES = 1 << 20  # what a process may say: nobody reads before it has ended
+
+Damage = Callable[[bytearray, Random], bytearray]  # from a whole file to a damaged one
 
 
 class Trainer:
@@ -37,73 +48,82 @@ class Trainer:
         nimg: Images that the run sees.
     """
 
-    def __init__(self, command, nimg):
+    def __init__(self, command: Sequence[str], nimg: int) -> None:
         self.nimg = nimg
-        self.faults = []  # that were injected
-        self.may_end_with = {0}
+        self.faults: list[str] = []  # that were injected
+        self.may_end_with: set[int | None] = {0}
         self.process = subprocess.Popen(
-            command, cwd=ROOT, bufsize=0, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            command,
+            cwd=ROOT,
+            bufsize=0,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
             start_new_session=True,  # Ctrl-C is for the soak alone
             env=os.environ | {"OMP_NUM_THREADS": "1"},
-        )  # fmt: skip
+        )
         # A pipe, as a file would be a part of the full disk; not read to its end, as workers that
         # have lost their process hold it open for some seconds.
-        fcntl.fcntl(self.process.stdout, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
-        os.set_blocking(self.process.stdout.fileno(), False)
+        fcntl.fcntl(self._output, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+        os.set_blocking(self._output.fileno(), False)
         self._heard = b""
 
-    def __enter__(self):
+    def __enter__(self) -> "Trainer":
         return self
 
-    def __exit__(self, kind, *exc_info):
+    def __exit__(self, kind: type[BaseException] | None, *exc_info: object) -> None:
         if kind is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
         self.said()
-        self.process.stdout.close()
+        self._output.close()
 
-    def said(self):
+    @property
+    def _output(self) -> IO[bytes]:
+        assert self.process.stdout is not None, "it is a pipe"
+        return self.process.stdout
+
+    def said(self) -> str:
         """All output so far."""
-        if not self.process.stdout.closed:
-            self._heard += self.process.stdout.read() or b""
+        if not self._output.closed:
+            self._heard += self._output.read() or b""
         return self._heard.decode(errors="replace")
 
-    def wait(self):
+    def wait(self) -> int:
         """Wait for its end; returns the exit code."""
         return self.process.wait()
 
-    def ends_within(self, seconds):
+    def ends_within(self, seconds: float) -> bool:
         """Wait that long; returns whether the process has ended."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(seconds)
         return self.code is not None
 
-    def kill(self):
+    def kill(self) -> bool:
         """Returns whether that, and nothing before it, has ended the process."""
         self.process.kill()
         self.may_end_with.add(-signal.SIGKILL)
         return self.process.wait() == -signal.SIGKILL
 
     @property
-    def code(self):
+    def code(self) -> int | None:
         """Exit code, or None."""
         return self.process.poll()
 
     @property
-    def trains(self):
+    def trains(self) -> bool:
         """Whether it has come to its first iteration."""
         return "stage from kimg" in self.said()
 
     @property
-    def refused(self):
-        """Whether it has found no whole state, and said so in one line."""
+    def refused(self) -> bool:
+        """Whether it has found no whole checkpoint, and said so in one line."""
         *_, line = self.said().strip().splitlines() or [""]
         message = r"Error: .* holds no checkpoint that can be used; start a new run: .*"
         return self.code == 1 and re.fullmatch(message, line) is not None and not self.trains
 
     @property
-    def ended_well(self):
+    def ended_well(self) -> bool:
         """By itself or by a fault, and without a traceback: an error is told in one line.
 
         What was killed says nothing any more, but its workers may, of a connection that is lost.
@@ -117,18 +137,18 @@ class Trainer:
         return self.refused or (self.code in self.may_end_with and one_line)
 
 
-def run_dir_of(outdir):
-    """The newest run folder: one that lost its process before its first state is left behind."""
+def run_dir_of(outdir: Path) -> Path:
+    """The newest run folder: one that lost its process before its first checkpoint is left."""
     return max(outdir.glob("0*"), default=outdir)
 
 
-def find_run_states(outdir):
-    """States of the newest run below `outdir`, the newest first."""
+def find_run_checkpoints(outdir: Path) -> list[CheckpointFile]:
+    """Checkpoints of the newest run below `outdir`, the newest first."""
     return find_checkpoints(run_dir_of(outdir))
 
 
-def is_whole(path):
-    """Whether a state can be read."""
+def is_whole(path: Path) -> bool:
+    """Whether a checkpoint can be read."""
     try:
         read_checkpoint(path)
     except CheckpointError:
@@ -136,19 +156,19 @@ def is_whole(path):
     return True
 
 
-def is_finished(outdir, nimg):
+def is_finished(outdir: Path, nimg: int) -> bool:
     """Whether the run has seen all its images, and saved that."""
-    states = find_run_states(outdir)
-    return bool(states) and states[0].nimg >= nimg and is_whole(states[0].path)
+    found = find_run_checkpoints(outdir)
+    return bool(found) and found[0].nimg >= nimg and is_whole(found[0].path)
 
 
-def kill(trainer, outdir, rng):
+def kill(trainer: Trainer, outdir: Path, rng: Random) -> bool:
     """At any moment."""
     return trainer.kill()
 
 
-def kill_while_saving(trainer, outdir, rng):
-    """With a half-written state."""
+def kill_while_saving(trainer: Trainer, outdir: Path, rng: Random) -> bool:
+    """With a half-written checkpoint."""
     patience = time.monotonic() + 20
     while trainer.code is None and time.monotonic() < patience:
         if list(outdir.glob("0*/.checkpoint-*.part")):
@@ -157,7 +177,7 @@ def kill_while_saving(trainer, outdir, rng):
     return False
 
 
-def send(numbers, trainer, outdir, rng):
+def send(numbers: tuple[signal.Signals, ...], trainer: Trainer, outdir: Path, rng: Random) -> bool:
     """One signal or two, as process managers and Ctrl-C ask a job to end."""
     if not trainer.trains:
         return False  # signals are noted once training begins
@@ -174,13 +194,13 @@ def send(numbers, trainer, outdir, rng):
     return True
 
 
-def send_two(trainer, outdir, rng):
+def send_two(trainer: Trainer, outdir: Path, rng: Random) -> bool:
     """The same one twice, or two of them."""
     return send((rng.choice(SIGNALS), rng.choice(SIGNALS)), trainer, outdir, rng)
 
 
-def kill_workers(trainer, outdir, rng):
-    """As the kernel does where memory is short; training goes on."""
+def kill_workers(trainer: Trainer, outdir: Path, rng: Random) -> bool:
+    """As the kernel does where memory is short; training continues."""
     try:
         workers = psutil.Process(trainer.process.pid).children()
         for worker in workers:
@@ -190,7 +210,7 @@ def kill_workers(trainer, outdir, rng):
     return bool(workers)
 
 
-def fill_disk(trainer, outdir, rng):
+def fill_disk(trainer: Trainer, outdir: Path, rng: Random) -> bool:
     """For some seconds: the third failed save ends the run, two of them do not."""
     pid = trainer.process.pid
     try:
@@ -204,37 +224,39 @@ def fill_disk(trainer, outdir, rng):
     return True
 
 
-def damage_states(how, every, trainer, outdir, rng):
-    """Kill, then damage the newest state, or each."""
-    if len(find_run_states(outdir)) < KEPT or not trainer.kill():
+def damage_checkpoints(
+    how: Damage, every: bool, trainer: Trainer, outdir: Path, rng: Random
+) -> bool:
+    """Kill, then damage the newest checkpoint, or each."""
+    if len(find_run_checkpoints(outdir)) < KEPT or not trainer.kill():
         return False
     if is_finished(outdir, trainer.nimg):
-        return False  # there is nothing to go on with
-    states = find_run_states(outdir)
-    for state in states if every else states[:1]:
-        state.path.write_bytes(how(bytearray(state.path.read_bytes()), rng))
+        return False  # there is nothing to resume
+    found = find_run_checkpoints(outdir)
+    for checkpoint in found if every else found[:1]:
+        checkpoint.path.write_bytes(how(bytearray(checkpoint.path.read_bytes()), rng))
     return True
 
 
-def truncated(data, rng):
+def truncated(data: bytearray, rng: Random) -> bytearray:
     """Cut off anywhere."""
     return data[: rng.randrange(len(data))]
 
 
-def flipped(data, rng):
+def flipped(data: bytearray, rng: Random) -> bytearray:
     """One bit is another."""
     data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
     return data
 
 
-FAULTS = {
+FAULTS: dict[str, Callable[[Trainer, Path, Random], bool]] = {
     "killed": kill,
     "killed while saving": kill_while_saving,
     **{number.name: partial(send, (number,)) for number in SIGNALS},
     "two signals": send_two,
     "worker killed": kill_workers,
     "full disk": fill_disk,
-    "newest state truncated": partial(damage_states, truncated, False),
-    "newest state bit-flipped": partial(damage_states, flipped, False),
-    "all states damaged": partial(damage_states, flipped, True),
+    "newest state truncated": partial(damage_checkpoints, truncated, False),
+    "newest state bit-flipped": partial(damage_checkpoints, flipped, False),
+    "all states damaged": partial(damage_checkpoints, flipped, True),
 }

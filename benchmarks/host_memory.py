@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -35,9 +36,9 @@ NUMBERS = ("seconds_per_iteration", "peak_memory_gb")
 @click.option("--threads", default=1, show_default=True, help="OMP_NUM_THREADS")
 @click.option("--repeats", default=5, show_default=True, help="Processes of each kind")
 @click.option("--save", type=Path, help="Write the numbers to this JSON file")
-def main(threads, repeats, save):
+def main(threads: int, repeats: int, save: Path | None) -> None:
     """Measure and print a table."""
-    runs = {mode: [] for mode in MODES}
+    runs: dict[tuple[str, bool], list[dict[str, Any]]] = {mode: [] for mode in MODES}
     for _ in range(repeats):
         for (ops, keep), reports in runs.items():
             reports.append(measure(ops, keep, threads))
@@ -50,7 +51,7 @@ def main(threads, repeats, save):
         save.write_text(json.dumps(report, indent=1) + "\n")
 
 
-def measure(ops, keep, threads):
+def measure(ops: str, keep: bool, threads: int) -> dict[str, Any]:
     """The report of benchmarks/train_step.py, from a process of its own."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "report.json"
@@ -62,7 +63,7 @@ def measure(ops, keep, threads):
         return json.loads(path.read_text()) | {"options": DEMO}
 
 
-def row(ops, keep, reports):
+def row(ops: str, keep: bool, reports: list[dict[str, Any]]) -> dict[str, Any]:
     """Medians of all processes of one kind; all seconds, too."""
     stages = {}
     for name in reports[0]["stages"]:
@@ -72,7 +73,7 @@ def row(ops, keep, reports):
     return dict(ops=ops, kept=keep, stages=stages)
 
 
-def text(report):
+def text(report: dict[str, Any]) -> str:
     """The report as lines."""
     lines = [f"{report['device']}, {report['threads']} threads; ms per iteration, peak GiB"]
     for process in report["processes"]:

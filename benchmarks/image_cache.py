@@ -30,6 +30,7 @@ from training.data.data_loader import RealImages  # noqa: E402
 from training.data.image_cache import cache_images  # noqa: E402
 from training.dataset import ImageFolderDataset  # noqa: E402
 from training.settings.config import TrainingConfig  # noqa: E402
+from training.settings.families import make_config  # noqa: E402
 
 
 @click.command()
@@ -38,12 +39,12 @@ from training.settings.config import TrainingConfig  # noqa: E402
 @click.option("--workers", default=1, show_default=True)
 @click.option("--blocks", default=5, show_default=True, help="Of each kind")
 @click.option("--save", type=Path, help="Write the numbers to this JSON file")
-def main(resolution, count, workers, blocks, save):
+def main(resolution: int, count: int, workers: int, blocks: int, save: Path | None) -> None:
     """Measure and print."""
     with tempfile.TemporaryDirectory() as folder:
         archive = Path(folder) / "images.zip"
         write_archive(archive, resolution, count)
-        config = TrainingConfig.from_options(
+        config = make_config(
             dict(data=str(archive), workers=workers, batch=64, cfg="stylegan2"),
             resolution=resolution,
         )
@@ -51,7 +52,7 @@ def main(resolution, count, workers, blocks, save):
         start = time.perf_counter()
         cache_images(cached, Path(folder) / "cache")
         building = time.perf_counter() - start
-        rates = {"without": [], "with": []}
+        rates: dict[str, list[float]] = {"without": [], "with": []}
         for _ in range(blocks):
             for name, dataset in zip(rates, (plain, cached), strict=True):
                 rates[name].append(images_per_second(dataset, config, count))
@@ -78,19 +79,21 @@ def main(resolution, count, workers, blocks, save):
         save.write_text(json.dumps(report, indent=1) + "\n")
 
 
-def write_archive(path, resolution, count):
+def write_archive(path: Path, resolution: int, count: int) -> None:
     """PNGs that compress about as well as photographs do."""
     rng = np.random.RandomState(0)
     with zipfile.ZipFile(path, "w") as archive:
         for index in range(count):
             small = rng.randint(0, 256, [resolution // 4, resolution // 4, 3], dtype=np.uint8)
-            image = PIL.Image.fromarray(small).resize([resolution] * 2, PIL.Image.BICUBIC)
+            image = PIL.Image.fromarray(small).resize(
+                [resolution] * 2, PIL.Image.Resampling.BICUBIC
+            )
             encoded = io.BytesIO()
             image.save(encoded, "png")
             archive.writestr(f"{index // 1000:05d}/img{index:08d}.png", encoded.getvalue())
 
 
-def images_per_second(dataset, config, count):
+def images_per_second(dataset: ImageFolderDataset, config: TrainingConfig, count: int) -> float:
     """Rate after the first batch, which waits for the workers to start."""
     with RealImages(dataset, config, torch.device("cpu")) as batches:
         next(batches)

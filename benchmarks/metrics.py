@@ -14,9 +14,11 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from datetime import date
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
@@ -28,9 +30,9 @@ DIM_INCEPTION, DIM_VGG = 2048, 4096
 MEMORY_GB = 1.0
 
 
-def seconds(work, repeats=1):
+def seconds(work: Callable[[], Any], repeats: int = 1) -> tuple[float, Any]:
     """(least time of some repeats, last result)."""
-    times = []
+    times, result = [], None
     for _ in range(repeats):
         start = time.perf_counter()
         result = work()
@@ -38,15 +40,21 @@ def seconds(work, repeats=1):
     return min(times), result
 
 
-def covariance(dim, seed, smallest):
-    """Covariance with eigenvalues that fall evenly, on a logarithmic scale, from 1."""
+def covariance(dim: int, seed: int, smallest: float) -> np.ndarray:
+    """Covariance float64 [dim, dim] with eigenvalues that fall evenly, on a logarithmic scale.
+
+    Args:
+        dim: Number of dimensions.
+        seed: Of the eigenvectors.
+        smallest: Eigenvalue; the largest is 1.
+    """
     rng = np.random.RandomState(seed)
     q, _ = np.linalg.qr(rng.randn(dim, dim))
     matrix = (q * np.geomspace(1, smallest, dim)) @ q.T
     return (matrix + matrix.T) / 2
 
 
-def matrix_root(dim, smallest):
+def matrix_root(dim: int, smallest: float) -> dict[str, Any]:
     """Trace of the root of a product of covariances, ours against scipy.linalg.sqrtm."""
     import scipy.linalg
 
@@ -54,7 +62,7 @@ def matrix_root(dim, smallest):
 
     a, b = covariance(dim, 0, smallest), covariance(dim, 1, smallest)
     ours, value = seconds(lambda: trace_of_root(a, b), repeats=3)
-    theirs, root = seconds(lambda: scipy.linalg.sqrtm(a @ b), repeats=2)
+    theirs, root = seconds(lambda: np.asarray(scipy.linalg.sqrtm(a @ b)), repeats=2)
     expected = np.trace(root).real
     return {
         "dimensions": dim,
@@ -67,7 +75,7 @@ def matrix_root(dim, smallest):
     }
 
 
-def blocked_distances(count):
+def blocked_distances(count: int) -> dict[str, Any]:
     """Precision and recall of two sets, by blocks within the bound; peak memory beside them."""
     from metrics.measures.precision_recall import precision_recall
     from metrics.registry import ComputeSettings
@@ -91,15 +99,16 @@ def blocked_distances(count):
     }
 
 
-def peak_gb():
+def peak_gb() -> float:
     """Most memory that this process has had so far."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
-def features():
+def features() -> dict[str, Any]:
     """Rates of the parts of a measurement on the digits, with a detector trained for them."""
     import torch
 
+    import models
     from metrics.classifier import Classifier, save_detector
     from metrics.detectors import load_detector
     from metrics.features import collect
@@ -107,8 +116,8 @@ def features():
     from metrics.moments import MomentsAccumulator
     from metrics.sources import ImageFiles
     from training.dataset import ImageFolderDataset
-    from training.settings.config import TrainingConfig
-    from training.state import create_state
+    from training.model import build_model
+    from training.settings.families import make_config
 
     with tempfile.TemporaryDirectory() as folder:
         data = f"{folder}/digits.zip"
@@ -119,16 +128,14 @@ def features():
         detector = load_detector("inception", f"{folder}/digits.pt", cpu)
         feature_fn = partial(detector, output="features")
         files = ImageFiles(data)
-        config = TrainingConfig.from_options(
-            {"data": data, "cfg": "digits", "device": "cpu"}, resolution=16
-        )
-        G = create_state(config, ImageFolderDataset(data), cpu).G_ema
-        sides = {
+        config = make_config({"data": data, "cfg": "digits", "device": "cpu"}, resolution=16)
+        G = build_model(config, ImageFolderDataset(data), cpu, print).nets["G_ema"]
+        producers = {
             "files": files.producer([feature_fn], files.view(True)),
-            "generated": GeneratedFeatures(G, [feature_fn], Latents()),
+            "generated": GeneratedFeatures(models.sampler_of(G), [feature_fn], Latents()),
         }
         rates = {}
-        for name, producer in sides.items():
+        for name, producer in producers.items():
             taken, _ = seconds(lambda p=producer: collect(p, 1792, [{"moments"}]), repeats=3)
             rates[f"{name}_images_a_second"] = 1792 / taken
     rows = np.random.RandomState(0).randn(4096, DIM_INCEPTION).astype(np.float32)
@@ -149,7 +156,7 @@ PARTS = {
 @click.option("--out", type=Path, required=True, help="JSON file to add results to")
 @click.option("--part", type=click.Choice(list(PARTS)), multiple=True, help="Measure these again")
 @click.option("--child", hidden=True, type=click.Choice(list(PARTS)))
-def main(out, part, child):
+def main(out: Path, part: tuple[str, ...], child: str | None) -> None:
     """Measure what is missing in the file."""
     if child:
         print(json.dumps(PARTS[child]()))
@@ -163,7 +170,7 @@ def main(out, part, child):
         click.echo(f"{name}: {json.dumps(results[name])}")
 
 
-def machine():
+def machine() -> dict[str, Any]:
     """What the numbers hold for."""
     import scipy
     import torch
@@ -178,7 +185,7 @@ def machine():
     }
 
 
-def cpu_name():
+def cpu_name() -> str:
     """Model name of the processor where the system tells it."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()

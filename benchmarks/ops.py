@@ -14,8 +14,10 @@ import platform
 import statistics
 import sys
 import time
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -24,7 +26,8 @@ sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
 
-from benchmarks.train_step import Images, Steps, read_options  # noqa: E402
+from benchmarks.random_images import RandomImages  # noqa: E402
+from benchmarks.train_step import Steps, read_options  # noqa: E402
 from torch_utils.devices import find_device  # noqa: E402
 from torch_utils.host_memory import keep_freed_memory  # noqa: E402
 from torch_utils.ops import backend  # noqa: E402
@@ -39,6 +42,9 @@ SHAPES = {
 DEMO = "--cfg=digits --gamma=2 --aug=noaug".split()
 IMPLEMENTATIONS = {"ref": "ref", "native": "cuda"}
 
+# From functions by name to the median seconds of each.
+Measure = Callable[[Mapping[str, Callable[[], object]]], dict[str, float]]
+
 
 @click.command()
 @click.option("--device", help="cpu, cuda or cuda:N  [default: cuda where there is one]")
@@ -46,22 +52,22 @@ IMPLEMENTATIONS = {"ref": "ref", "native": "cuda"}
 @click.option("--repeats", default=15, show_default=True, help="Measurements of each number")
 @click.option("--demo/--no-demo", default=True, help="Measure the demo's iteration, too")
 @click.option("--save", type=Path, help="Write the numbers to this JSON file")
-def main(device, dtype, repeats, demo, save):
+def main(device: str | None, dtype: str, repeats: int, demo: bool, save: Path | None) -> None:
     """Measure and print a table."""
-    device = find_device(device)
-    if device.type == "cpu":  # as training does
+    target = find_device(device)
+    if target.type == "cpu":  # as training does
         keep_freed_memory()
-    backend.select("native", device.type)
-    measure = partial(medians, device, repeats)
+    backend.select("native", target.type)
+    measure = partial(medians, target, repeats)
     rows = []
-    for shape in SHAPES[device.type]:
-        x = torch.randn(shape, device=device).to(getattr(torch, dtype))
+    for shape in SHAPES[target.type]:
+        x = torch.randn(shape, device=target).to(getattr(torch, dtype))
         rows += [operator_row(measure, x, name, call) for name, call in operators(x).items()]
-    report = dict(machine(device), dtype=dtype, repeats=repeats, operators=rows)
-    report["modulated_conv2d"] = [modulated_row(measure, device, *case) for case in MODULATED]
+    report: dict[str, Any] = dict(machine(target), dtype=dtype, repeats=repeats, operators=rows)
+    report["modulated_conv2d"] = [modulated_row(measure, target, *case) for case in MODULATED]
     if demo:
         report["demo"] = demo_ratio(repeats)
-    if demo and device.type == "cpu":
+    if demo and target.type == "cpu":
         report["demo_shares"] = demo_shares()
     click.echo(text(report))
     if save is not None:
@@ -69,7 +75,7 @@ def main(device, dtype, repeats, demo, save):
         save.write_text(json.dumps(report, indent=1) + "\n")
 
 
-def machine(device):
+def machine(device: torch.device) -> dict[str, Any]:
     """What the numbers were measured on."""
     name = platform.processor() or platform.machine()
     if device.type == "cuda":
@@ -78,12 +84,14 @@ def machine(device):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         name = next((ln.partition(": ")[2] for ln in lines if ln.startswith("model name")), name)
     return dict(
-        date=datetime.date.today().isoformat(), device=name, torch=torch.__version__,
+        date=datetime.date.today().isoformat(),
+        device=name,
+        torch=torch.__version__,
         threads=torch.get_num_threads(),
-    )  # fmt: skip
+    )
 
 
-def operators(x):
+def operators(x: torch.Tensor) -> dict[str, partial[torch.Tensor]]:
     """Functions (x, impl) by name: those of the networks and of ADA, and other activations."""
     f4 = setup_filter([1, 3, 3, 1], device=x.device)
     f12 = setup_filter(list(range(1, 13)), device=x.device)
@@ -101,9 +109,11 @@ def operators(x):
     return calls
 
 
-def medians(device, repeats, functions):
+def medians(
+    device: torch.device, repeats: int, functions: Mapping[str, Callable[[], object]]
+) -> dict[str, float]:
     """Median seconds of each function, measured in turns."""
-    times = {name: [] for name in functions}
+    times: dict[str, list[float]] = {name: [] for name in functions}
     for repeat in range(repeats + 2):
         for name, function in functions.items():
             start = now(device)
@@ -113,21 +123,23 @@ def medians(device, repeats, functions):
     return {name: statistics.median(values) for name, values in times.items()}
 
 
-def now(device):
+def now(device: torch.device) -> float:
     """Time in seconds once all work is done."""
     if device.type == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter()
 
 
-def operator_row(measure, x, name, call):
+def operator_row(
+    measure: Measure, x: torch.Tensor, name: str, call: partial[torch.Tensor]
+) -> dict[str, Any]:
     """One line of the table: forward and backward of an operator."""
     leaf = x.detach().requires_grad_()
     outputs = {key: call(leaf, impl=impl) for key, impl in IMPLEMENTATIONS.items()}
     dy = torch.randn_like(outputs["ref"])
     wanted = [leaf, *(value for key, value in call.keywords.items() if key == "b")]
     target = torch.empty_like(x)
-    functions = {"copy": lambda: target.copy_(x)}
+    functions: dict[str, Callable[[], object]] = {"copy": lambda: target.copy_(x)}
     for key, impl in IMPLEMENTATIONS.items():
         functions[f"{key} forward"] = lambda impl=impl: call(x, impl=impl)
         functions[f"{key} backward"] = lambda key=key: torch.autograd.grad(
@@ -138,30 +150,34 @@ def operator_row(measure, x, name, call):
     seconds |= measure({k: v for k, v in functions.items() if "backward" in k})
     moved = (x.numel() + dy.numel()) / (2 * x.numel())  # in copies of x
     return dict(
-        operator=name, shape=list(x.shape), seconds=seconds,
+        operator=name,
+        shape=list(x.shape),
+        seconds=seconds,
         forward_ratio=seconds["ref forward"] / seconds["native forward"],
         backward_ratio=seconds["ref backward"] / seconds["native backward"],
         forward_bandwidth=moved * seconds["copy"] / seconds["native forward"],
-    )  # fmt: skip
+    )
 
 
 # Batch, input channels, output channels, size of the images, up.
 MODULATED = ((32, 64, 64, 8, 1), (32, 64, 32, 16, 2), (32, 32, 32, 16, 1), (8, 64, 64, 64, 1))
 
 
-def modulated_row(measure, device, batch, c_in, c_out, size, up):  # noqa: PLR0913 - one case
+def modulated_row(
+    measure: Measure, device: torch.device, batch: int, c_in: int, c_out: int, size: int, up: int
+) -> dict[str, Any]:
     """Grouped convolution against scaled activations: forward, and with both derivatives."""
     f = setup_filter([1, 3, 3, 1], device=device)
     x = torch.randn(batch, c_in, size // up, size // up, device=device, requires_grad=True)
     w = torch.randn(c_out, c_in, 3, 3, device=device, requires_grad=True)
     styles = torch.randn(batch, c_in, device=device, requires_grad=True)
 
-    def forward(fused):
+    def forward(fused: bool) -> torch.Tensor:
         return modulated_conv2d(
             x, w, styles, up=up, padding=1, resample_filter=f, fused_modconv=fused
         )
 
-    def twice(fused):  # as path length regularisation does
+    def twice(fused: bool) -> None:  # as path length regularisation does
         (ds,) = torch.autograd.grad(forward(fused).square().sum(), styles, create_graph=True)
         torch.autograd.grad(ds.square().sum(), [x, w, styles])
 
@@ -177,13 +193,13 @@ def modulated_row(measure, device, batch, c_in, c_out, size, up):  # noqa: PLR09
 WHAT = ("forward", "second derivative")
 
 
-def demo_ratio(repeats):
+def demo_ratio(repeats: int) -> dict[str, Any]:
     """Seconds of the demo's iteration in both stages, and what the operators of --ops=auto gain."""
     config = read_options([*DEMO, "--ops=native"], 16)
-    steps = Steps(config, Images(16, 1, 0))
+    steps = Steps(config, RandomImages(16, 1, 0))
     result = {}
     for name in steps.stages:
-        times = {"ref": [], "auto": []}
+        times: dict[str, list[float]] = {"ref": [], "auto": []}
         for repeat in range(repeats + 2):
             for mode, values in times.items():
                 backend.select(mode, steps.device.type)
@@ -196,12 +212,12 @@ def demo_ratio(repeats):
     return result
 
 
-def demo_shares():
+def demo_shares() -> dict[str, dict[str, float]]:
     """Parts of the demo's time in both stages, in plain PyTorch, that are convolutions.
 
     'filters' are those of upfirdn2d, known by their weights of 4x4; all others are 'networks'.
     """
-    steps = Steps(read_options([*DEMO, "--ops=ref"], 16), Images(16, 1, 0))
+    steps = Steps(read_options([*DEMO, "--ops=ref"], 16), RandomImages(16, 1, 0))
     result = {}
     for name in steps.stages:
         steps.iterate(name)
@@ -222,7 +238,7 @@ def demo_shares():
     return result
 
 
-def text(report):
+def text(report: dict[str, Any]) -> str:
     """The report as lines."""
     lines = [f"{report['device']}, {report['threads']} threads, {report['dtype']}; ref / native:"]
     for row in report["operators"]:

@@ -20,52 +20,26 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import click
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
 import train  # noqa: E402
+from benchmarks.random_images import RandomImages  # noqa: E402
 from benchmarks.train_step import processor  # noqa: E402
-from training.launch.command import machine_settings  # noqa: E402
+from training.launch.plan import machine_settings  # noqa: E402
 from training.run.checkpoint import find_checkpoints  # noqa: E402
 from training.settings.config import TrainingConfig  # noqa: E402
-from training.training_loop import TrainingRun  # noqa: E402
+from training.settings.families import make_config  # noqa: E402
+from training.training_loop import iterate  # noqa: E402
+from training.training_run import TrainingRun  # noqa: E402
 
-DEFAULT_SECONDS = 60 * next(
-    field.default
-    for field in TrainingConfig.__dataclass_fields__.values()
-    if field.name == "save_minutes"
-)
-
-
-class RandomImages(torch.utils.data.Dataset):
-    """What training asks of a data set, without a file."""
-
-    has_onehot_labels = False
-    label_dim = 0
-    signature = "random"
-
-    def __init__(self, resolution, channels):
-        self.resolution, self.num_channels = resolution, channels
-        self.image_shape = [channels, resolution, resolution]
-        self._images = np.random.RandomState(0).randint(0, 256, [64, *self.image_shape], np.uint8)
-        self.raw_labels = np.zeros([64, 0], np.float32)
-
-    def __len__(self):
-        return 64
-
-    def __getitem__(self, index):
-        return self._images[index], self.get_label(index)
-
-    def get_label(self, index):
-        """No label."""
-        return self.raw_labels[index]
+DEFAULT_SECONDS = 60 * TrainingConfig.save_minutes
 
 
 @click.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
@@ -75,25 +49,32 @@ class RandomImages(torch.utils.data.Dataset):
 @click.option("--blocks", default=8, show_default=True, help="Of each kind")
 @click.option("--save", type=Path, help="Write the numbers to this JSON file")
 @click.pass_context
-def main(context, resolution, channels, iterations, blocks, save):
+def main(
+    context: click.Context,
+    resolution: int,
+    channels: int,
+    iterations: int,
+    blocks: int,
+    save: Path | None,
+) -> None:
     """Measure and print; other options are those of train.py."""
     arguments = ["--data=random", "--workers=0", *context.args]
     parsed = train.main.make_context("train.py", arguments).params
     given = {name: parsed[name] for name in parsed if parsed[name] is not None}
     for name in ("outdir", "dry_run", "restart", "metrics"):
         given.pop(name, None)
-    config = TrainingConfig.from_options(machine_settings(given), resolution=resolution)
+    config = make_config(machine_settings(given), resolution=resolution)
     with tempfile.TemporaryDirectory(dir=".") as folder:  # on the disk, not in memory
         run = TrainingRun(config, RandomImages(resolution, channels), Path(folder))
         with run.reporter, run.data:
-            run.enter(run.due_stage())
+            run.enter_stage()
             measure(run, iterations, saving=True)  # to warm up
             pairs = [
                 (measure(run, iterations, saving=False), measure(run, iterations, saving=True))
                 for _ in range(blocks)
             ]
-        state_bytes = find_checkpoints(folder)[0].path.stat().st_size
-    report = summary(config, pairs, state_bytes)
+        checkpoint_bytes = find_checkpoints(folder)[0].path.stat().st_size
+    report = summary(config, pairs, checkpoint_bytes)
     report |= {"iterations_of_a_block": iterations, "resolution": resolution}
     report |= {"options": context.args}
     click.echo(json.dumps(report, indent=1))
@@ -106,30 +87,34 @@ class Block(NamedTuple):
     """Seconds of one block."""
 
     spent: float
-    pause: float  # inside save_checkpoint()
+    pause: float  # inside Checkpointer.save()
 
 
-def measure(run, iterations, saving):
+def measure(run: TrainingRun, iterations: int, saving: bool) -> Block:
     """Train for some iterations, the same phases in each call; maybe save after the first."""
-    run.state.iteration = 0
+    run.state.progress.iteration = 0
     pause = 0.0
     start = time.perf_counter()
     for iteration in range(iterations):
-        run.iterate()
+        iterate(run)
         if torch.cuda.is_initialized():
             torch.cuda.synchronize()
         if saving and iteration == 0:
             saved = time.perf_counter()
-            run.save_checkpoint()
+            run.checkpointer.save(run.nimg)
             pause = time.perf_counter() - saved
     spent = time.perf_counter() - start
-    if run.writer.busy:
-        raise click.ClickException("a block ends before the state is written: more --iterations")
-    run.writer.wait()  # says whether it failed
+    if run.checkpointer.busy:
+        raise click.ClickException(
+            "a block ends before its checkpoint is written: more --iterations"
+        )
+    run.checkpointer.finish()  # says whether it failed
     return Block(spent, pause)
 
 
-def summary(config, pairs, state_bytes):
+def summary(
+    config: TrainingConfig, pairs: list[tuple[Block, Block]], checkpoint_bytes: int
+) -> dict[str, Any]:
     """Medians, and shares of training time."""
     plain = statistics.median(without.spent for without, _ in pairs)
     pause = statistics.median(saving.pause for _, saving in pairs)
@@ -140,7 +125,7 @@ def summary(config, pairs, state_bytes):
         "device": torch.cuda.get_device_name() if cuda else processor(),
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
-        "state_mb": round(state_bytes / 1e6, 2),
+        "state_mb": round(checkpoint_bytes / 1e6, 2),
         "seconds_of_a_block_without_save": round(plain, 3),
         "seconds_of_a_pause": round(pause, 4),
         "seconds_lost_in_all_by_a_save": round(statistics.median(lost), 3),

@@ -5,7 +5,7 @@
 A run of the demo's size is trained once undisturbed. Then the same run is trained again and again,
 each time by giving the same command until it is done, while faults are injected at random moments
 that follow from --seed. A fault counts as recovered when the process ended as it should, and the
-next one goes on from the newest whole state (or, where no state had been written, from the start).
+next one resumes from the newest whole checkpoint (or, where none had been written, starts over).
 The result must be that of the undisturbed run, to the bit. Some images of the data set are damaged
 from the start, as both runs must see the same; a run finds them while it trains, and has to name
 each of them. "Full disk" is a limit on the size of files, which makes
@@ -27,8 +27,9 @@ import sys
 import tempfile
 import time
 import zipfile
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import click
 import torch
@@ -43,9 +44,15 @@ from dnnlib.util import atomic_write  # noqa: E402
 from training.run.checkpoint import read_checkpoint  # noqa: E402
 
 OPTIONS = (
-    "--cfg=digits", "--gamma=2", "--aug=ada", "--pl-weight=2", "--snap=1", "--device=cpu",
-    "--save-minutes=0.05", "--coop-steps=5",
-)  # fmt: skip
+    "--cfg=digits",
+    "--gamma=2",
+    "--aug=ada",
+    "--pl-weight=2",
+    "--snap=1",
+    "--device=cpu",
+    "--save-minutes=0.05",
+    "--coop-steps=5",
+)
 DAMAGED_IMAGES = 5  # of 1797; a run stops at more than 1 %
 MAX_SECONDS = 20  # between two faults
 UNDISTURBED = "none: ended by itself"
@@ -57,7 +64,7 @@ TIMES = ("Timing", "Resources", "timestamp")  # what no two runs have in common 
 @click.option("--kimg", default=12, show_default=True, help="Length of each run")
 @click.option("--seed", default=0, show_default=True, help="Of the faults")
 @click.option("--save", type=Path, help="Write the numbers to this JSON file, after every run")
-def main(hours, kimg, seed, save):
+def main(hours: float, kimg: int, seed: int, save: Path | None) -> None:
     """Inject faults until the time is up, and print what became of them."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     if save is not None:
@@ -88,7 +95,7 @@ def main(hours, kimg, seed, save):
     sys.exit(0 if soak.clean else 1)
 
 
-def write_data(path):
+def write_data(path: Path) -> list[str]:
     """The digits with some images cut off; returns their names."""
     whole = path.with_name("whole.zip")
     command = [sys.executable, "dataset_tool.py", "--source=digits", f"--dest={whole}"]
@@ -103,29 +110,29 @@ def write_data(path):
 
 
 class Expectation(NamedTuple):
-    """What the next process has to do, by the states that it finds."""
+    """What the next process has to do, by the checkpoints that it finds."""
 
-    damaged: list  # names of states that it must name: those newer than the newest whole one
-    nimg: int | None  # where to go on; None: there is no whole state
+    damaged: list[str]  # names of checkpoints that it must name: those above the newest whole one
+    nimg: int | None  # where to resume; None: there is no whole checkpoint
 
     @classmethod
-    def of(cls, outdir):
+    def of(cls, outdir: Path) -> "Expectation":
         """By the newest run folder below `outdir`."""
-        damaged = []
-        for state in faults.find_run_states(outdir):
-            if faults.is_whole(state.path):
-                return cls(damaged, state.nimg)
-            damaged.append(state.path.name)
+        damaged: list[str] = []
+        for checkpoint in faults.find_run_checkpoints(outdir):
+            if faults.is_whole(checkpoint.path):
+                return cls(damaged, checkpoint.nimg)
+            damaged.append(checkpoint.path.name)
         return cls(damaged, None)
 
     @property
-    def kind(self):
+    def kind(self) -> str:
         """In words."""
         if self.nimg is not None:
             return "went on from a state"
         return "refused, all states damaged" if self.damaged else "started over, no state yet"
 
-    def met_by(self, trainer):
+    def met_by(self, trainer: Trainer) -> bool | None:
         """Whether a process did it; None where a fault ended it before it could."""
         said = trainer.said()
         start = re.search(r"stage from kimg ([\d.]+)", said)
@@ -136,9 +143,10 @@ class Expectation(NamedTuple):
         if self.nimg is None:
             if self.damaged:
                 return trainer.refused
-            return start is not None and start[1] == "0.0" and "Going on with" not in said
-        went_on = start is not None and "Going on with" in said
-        return went_on and start[1] == f"{self.nimg / 1e3:.1f}"
+            return start is not None and start[1] == "0.0" and "Resuming" not in said
+        if start is None or "Resuming" not in said:
+            return False
+        return start[1] == f"{self.nimg / 1e3:.1f}"
 
 
 class Soak:
@@ -151,21 +159,21 @@ class Soak:
         end: When to inject no more of them, on the clock of time.monotonic().
     """
 
-    def __init__(self, command, nimg, rng, end):
+    def __init__(self, command: Sequence[str], nimg: int, rng: random.Random, end: float) -> None:
         self.command, self.nimg, self.rng, self.end = command, nimg, rng, end
-        self.injected = collections.Counter()
-        self.recovered = collections.Counter()
-        self.processes = collections.Counter()  # by what they did
-        self.problems = []
+        self.injected: collections.Counter[str] = collections.Counter()
+        self.recovered: collections.Counter[str] = collections.Counter()
+        self.processes: collections.Counter[str] = collections.Counter()  # by what they did
+        self.problems: list[str] = []
         self.runs = self.equal = self.lost = 0
-        self._deck = []  # kinds of faults that are due before any comes again
+        self._deck: list[str] = []  # kinds of faults that are due before any comes again
 
     @property
-    def clean(self):
+    def clean(self) -> bool:
         """Whether all is as it should be."""
         return self.runs == self.equal > 0 == self.lost and self.injected == self.recovered
 
-    def report(self):
+    def report(self) -> dict[str, Any]:
         """All counts."""
         kinds = [*FAULTS, *sorted(self.injected.keys() - FAULTS.keys())]
         return {
@@ -180,14 +188,14 @@ class Soak:
             "problems": self.problems,
         }
 
-    def tell(self, settings, path):
+    def tell(self, settings: dict[str, Any], path: Path | None) -> None:
         """Print the table, and write it with the settings where a file is asked for."""
         click.echo(self.table())
         if path is not None:
             with atomic_write(path) as file:
                 file.write((json.dumps(settings | self.report(), indent=1) + "\n").encode())
 
-    def table(self):
+    def table(self) -> str:
         """The counts as text."""
         report = self.report()
         lines = [f"{'fault':28}{'injected':>10}{'recovered':>11}"]
@@ -204,7 +212,7 @@ class Soak:
         ]
         return "\n".join(lines) + "\n"
 
-    def undisturbed(self, outdir):
+    def undisturbed(self, outdir: Path) -> Path:
         """Run folder of the run that nobody disturbs."""
         command = [*self.command, f"--outdir={outdir}", "--workers=0"]
         with Trainer(command, self.nimg) as trainer:
@@ -212,9 +220,10 @@ class Soak:
                 raise click.ClickException(f"the undisturbed run failed: {trainer.said()}")
         return faults.run_dir_of(outdir)
 
-    def disturbed(self, outdir, expected, damaged):
+    def disturbed(self, outdir: Path, expected: Path, damaged: Iterable[str]) -> None:
         """Train the run under faults, and compare it with the run folder `expected`."""
-        pending, restart, done = [], False, False
+        pending: list[str] = []
+        restart = done = False
         while not done:
             expectation = Expectation([], None) if restart else Expectation.of(outdir)
             trainer = self.train(outdir, restart)
@@ -235,15 +244,15 @@ class Soak:
                 pending += trainer.faults
             if stuck:
                 break  # the next one would do the same
-            # --restart until the new run has a state: else the damaged ones are found again.
-            restart = trainer.refused or (restart and not faults.find_run_states(outdir))
+            # --restart until the new run has a checkpoint: else the damaged ones are found again.
+            restart = trainer.refused or (restart and not faults.find_run_checkpoints(outdir))
         self.count(pending, done)
         self.runs += 1
         if done:
             self.compare(faults.run_dir_of(outdir), expected, damaged)
         shutil.rmtree(outdir)
 
-    def train(self, outdir, restart):
+    def train(self, outdir: Path, restart: bool) -> Trainer:
         """One process under faults, to its end."""
         workers = self.rng.randint(0, 2)
         command = [*self.command, f"--outdir={outdir}", f"--workers={workers}"]
@@ -253,7 +262,7 @@ class Soak:
                     self.inject(trainer, outdir)
         return trainer
 
-    def inject(self, trainer, outdir):
+    def inject(self, trainer: Trainer, outdir: Path) -> None:
         """The next kind of fault that is possible now; each comes once before any comes again."""
         if not self._deck:
             self._deck = self.rng.sample(list(FAULTS), len(FAULTS))
@@ -263,19 +272,19 @@ class Soak:
                 self._deck.remove(kind)
                 return
 
-    def count(self, kinds, recovered):
+    def count(self, kinds: Sequence[str], recovered: bool) -> None:
         """Faults of which it is known now what became of them."""
         self.injected.update(kinds)
         self.recovered.update(kinds if recovered else [])
 
-    def problem(self, what, trainer):
+    def problem(self, what: str, trainer: Trainer) -> None:
         """Keep what a process said that did not do as it should."""
         suffered = ", ".join(trainer.faults) or "no fault"
         said = "\n".join(trainer.said().splitlines()[-30:])
         end = f"a process with {suffered} that ended with {trainer.code}"
         self.problems.append(f"run {self.runs}, {end} {what}:\n{said}")
 
-    def compare(self, run_dir, expected, damaged):
+    def compare(self, run_dir: Path, expected: Path, damaged: Iterable[str]) -> None:
         """A finished run with the one that nobody disturbed."""
         names = named_images(run_dir)
         for image in damaged:
@@ -287,7 +296,7 @@ class Soak:
         self.equal += not differing
 
 
-def named_images(run_dir):
+def named_images(run_dir: Path) -> list[str]:
     """Images that the log of a run names as left out."""
     lines = (run_dir / "log.txt").read_text().splitlines()
     return [
@@ -295,15 +304,15 @@ def named_images(run_dir):
     ]
 
 
-def final_state(run_dir):
-    """Content of the newest state, without times."""
-    content = read_checkpoint(faults.find_run_states(run_dir.parent)[0].path)
+def final_checkpoint(run_dir: Path) -> dict[str, Any]:
+    """Content of the newest checkpoint, without times."""
+    content = read_checkpoint(faults.find_run_checkpoints(run_dir.parent)[0].path)
     reporter = content["parts"]["reporter"]
     content["parts"]["reporter"] = {name: reporter[name] for name in ("tick", "tick_nimg")}
     return content
 
 
-def ticks(run_dir):
+def ticks(run_dir: Path) -> list[dict[str, Any]]:
     """The lines of stats.jsonl, without times."""
     text = (run_dir / "stats.jsonl").read_text()
     return [
@@ -312,30 +321,30 @@ def ticks(run_dir):
     ]
 
 
-def differences(run_dir, expected):
+def differences(run_dir: Path, expected: Path) -> list[str]:
     """Names of what differs between two finished runs."""
-    a, b = final_state(run_dir), final_state(expected)
+    a, b = final_checkpoint(run_dir), final_checkpoint(expected)
     names = sorted(a["parts"].keys() | b["parts"].keys())
     found = [name for name in names if not same(a["parts"].get(name), b["parts"].get(name))]
-    found += [name for name in ("random", "dataset", "stage_switch") if not same(a[name], b[name])]
+    found += [name for name in ("random", "dataset") if not same(a[name], b[name])]
     return found + ["stats.jsonl"] * (ticks(run_dir) != ticks(expected))
 
 
-def images_off(run_dir, expected):
+def images_off(run_dir: Path, expected: Path) -> int:
     """Images that were lost or came twice: by ticks, by the counter and by the sampler."""
     seen = [
         [tick["Loss/signs/real"]["num"] for tick in ticks(folder)] for folder in (run_dir, expected)
     ]
     off = sum(abs(a - b) for a, b in itertools.zip_longest(*seen, fillvalue=0))
-    a, b = (final_state(folder)["parts"] for folder in (run_dir, expected))
+    a, b = (final_checkpoint(folder)["parts"] for folder in (run_dir, expected))
     return (
         off
-        + abs(a["training"]["nimg"] - b["training"]["nimg"])
+        + abs(a["training"]["progress"]["nimg"] - b["training"]["progress"]["nimg"])
         + abs(a["data"]["position"] - b["data"]["position"])
     )
 
 
-def same(a, b):
+def same(a: Any, b: Any) -> bool:
     """Whether two nested dicts and lists of tensors and values are equal, to the bit."""
     if isinstance(a, torch.Tensor):
         return isinstance(b, torch.Tensor) and a.dtype == b.dtype and torch.equal(a, b)

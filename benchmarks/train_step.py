@@ -16,9 +16,10 @@ import re
 import statistics
 import sys
 import time
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import click
 
@@ -30,21 +31,16 @@ from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 from torch.utils.flop_counter import flop_registry  # noqa: E402
 
 import train  # noqa: E402
+from benchmarks.random_images import RandomImages  # noqa: E402
 from coopinit_patch.loss import no_report  # noqa: E402
+from dnnlib.errors import OptionError  # noqa: E402
 from training.ema import update_ema  # noqa: E402
-from training.launch.command import machine_settings  # noqa: E402
+from training.launch.plan import machine_settings  # noqa: E402
+from training.model import build_model  # noqa: E402
+from training.run.device import prepare_device  # noqa: E402
 from training.settings.config import TrainingConfig  # noqa: E402
-from training.stages import build_stages, run_phase  # noqa: E402
-from training.state import create_state  # noqa: E402
-from training.training_loop import prepare_device  # noqa: E402
-
-
-class Images(NamedTuple):
-    """What `create_state` asks of a data set."""
-
-    resolution: int
-    num_channels: int
-    label_dim: int
+from training.settings.families import make_config  # noqa: E402
+from training.stages import Phase, Stage, run_phase  # noqa: E402
 
 
 @click.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
@@ -52,17 +48,30 @@ class Images(NamedTuple):
 @click.option("--channels", default=3, show_default=True, help="Of the images")
 @click.option("--classes", default=0, show_default=True, help="Length of the labels")
 @click.option("--warmup", default=3, show_default=True, help="Iterations before the measurement")
-@click.option("--repeats", type=click.IntRange(min=1), default=10, show_default=True,
-              help="Iterations measured")  # fmt: skip
+@click.option(
+    "--repeats",
+    type=click.IntRange(min=1),
+    default=10,
+    show_default=True,
+    help="Iterations measured",
+)
 @click.option("--save", type=Path, help="Write the numbers to this JSON file")
 @click.pass_context
-def main(context, resolution, channels, classes, warmup, repeats, save):
+def main(
+    context: click.Context,
+    resolution: int,
+    channels: int,
+    classes: int,
+    warmup: int,
+    repeats: int,
+    save: Path | None,
+) -> None:
     """Measure and print both stages; other options are those of train.py."""
-    images = Images(resolution, channels, classes)
+    images = RandomImages(resolution, channels, classes)
     try:
         config = read_options(context.args, resolution)
         steps = Steps(config, images)
-    except ValueError as error:
+    except (OptionError, ValueError) as error:
         raise click.UsageError(str(error)) from error
     measured = {name: steps.count(name) for name in steps.stages}
     for repeat in range(warmup + repeats):
@@ -75,7 +84,7 @@ def main(context, resolution, channels, classes, warmup, repeats, save):
         stage["peak_memory_gb"] = steps.peak_memory(name)
     report = summary(config, steps, measured) | {
         "options": context.args,
-        "images": images._asdict(),
+        "images": {"resolution": resolution, "num_channels": channels, "label_dim": classes},
     }
     click.echo(text(report))
     if save is not None:
@@ -83,13 +92,13 @@ def main(context, resolution, channels, classes, warmup, repeats, save):
         save.write_text(json.dumps(report, indent=1) + "\n")
 
 
-def read_options(args, resolution):
+def read_options(args: Sequence[str], resolution: int) -> TrainingConfig:
     """The `TrainingConfig` for options of train.py."""
     given = train.main.make_context("train_step.py", ["--data=none", *args]).params
     unused = ("outdir", "dry_run", "restart", "metrics")
     given = {k: value for k, value in given.items() if value is not None and k not in unused}
     settings = machine_settings(given) | {"coop_kimg": given.get("coop_kimg") or 1}
-    return TrainingConfig.from_options(settings, resolution=resolution)
+    return make_config(settings, resolution=resolution)
 
 
 class MultiplyAdds(TorchDispatchMode):
@@ -98,25 +107,27 @@ class MultiplyAdds(TorchDispatchMode):
     PyTorch's own counter knows no groups in the gradient of a convolution's weight.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.total = 0
 
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         """Run the operator and count it."""
-        out = function(*args, **(kwargs or {}))
+        out = func(*args, **(kwargs or {}))
         aten = torch.ops.aten
-        if function.overloadpacket in (aten.convolution, aten._convolution):
+        if func.overloadpacket in (aten.convolution, aten._convolution):
             self.total += convolution(args[0], args[1], out, transposed=args[6])
-        elif function.overloadpacket is aten.convolution_backward:
+        elif func.overloadpacket is aten.convolution_backward:
             grad, x, weight, *_, transposed, _, _, mask = args
             self.total += sum(mask[:2]) * convolution(x, weight, grad, transposed)
-        elif function.overloadpacket in flop_registry:
-            self.total += flop_registry[function.overloadpacket](*args, out_val=out) // 2
+        elif func.overloadpacket in flop_registry:
+            self.total += flop_registry[func.overloadpacket](*args, out_val=out) // 2
         return out
 
 
-def convolution(x, weight, out, transposed):
+def convolution(x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor, transposed: bool) -> int:
     """Multiply-adds of a convolution, with groups: every weight is used once at each place."""
     places = x if transposed else out
     return weight.numel() * len(x) * places.shape[2:].numel()
@@ -125,37 +136,31 @@ def convolution(x, weight, out, transposed):
 class Steps:
     """Both stages of a run over the same networks, an iteration at a time."""
 
-    def __init__(self, config, images):
+    def __init__(self, config: TrainingConfig, images: RandomImages) -> None:
         self.config = config
         self.device = prepare_device(config)
-        self.state = create_state(config, images, self.device)
-        self.stages = {s.name: s for s in build_stages(config, self.state, no_report)}
+        self.model = build_model(config, images, self.device, no_report)
+        self.stages = {stage.name: stage for stage in self.model.stages if stage is not None}
         self.real_img = torch.rand(
             [config.batch // config.gpus, images.num_channels, *[images.resolution] * 2],
             device=self.device,
         )
         self.c = torch.zeros([len(self.real_img), images.label_dim], device=self.device)
 
-    def draw(self):
-        """Micro-batches with fresh latents."""
-        z = torch.randn([len(self.real_img), self.config.z_dim], device=self.device)
-        parts = (t.split(self.config.batch_gpu) for t in (self.real_img, self.c, z, self.c))
-        names = ("real_img", "real_c", "gen_z", "gen_c")
-        return [dict(zip(names, part, strict=True)) for part in zip(*parts, strict=True)]
-
-    def parts(self, name):
+    def parts(self, name: str) -> Iterator[tuple[str, int, Callable[[], None]]]:
         """(name, interval, function) of what one iteration of a stage is made of."""
         stage = self.stages[name]
         for phase in stage.phases:
             yield phase.name, phase.interval, partial(self.step, stage, phase)
-        yield "EMA", 1, partial(update_ema, self.state.G_ema, self.state.G, 0.999)
+        yield "EMA", 1, partial(update_ema, self.model.nets["G_ema"], self.model.nets["G"], 0.999)
 
-    def step(self, stage, phase):
+    def step(self, stage: Stage, phase: Phase) -> None:
         """One optimizer step."""
-        with phase.context(self.draw):
-            run_phase(stage, phase, self.draw(), no_report)
+        draw = partial(self.model.micro_batches, phase, self.real_img, self.c)
+        with phase.context(draw):
+            run_phase(stage, phase, draw(), no_report)
 
-    def iterate(self, name):
+    def iterate(self, name: str) -> dict[str, float]:
         """Seconds of every part of an iteration, lazy ones included."""
         seconds = {}
         for part, _, run in self.parts(name):
@@ -164,7 +169,7 @@ class Steps:
             seconds[part] = self.now() - start
         return seconds
 
-    def count(self, name):
+    def count(self, name: str) -> dict[str, Any]:
         """Multiply-adds of an iteration; lazy parts count with their share."""
         total = 0.0
         for _, interval, run in self.parts(name):
@@ -173,7 +178,7 @@ class Steps:
             total += counter.total / interval
         return {"multiply_adds": total, "seconds": {}}
 
-    def peak_memory(self, name):
+    def peak_memory(self, name: str) -> float | None:
         """GiB at the peak of an iteration: of the GPU, else of the process; None: not known."""
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
@@ -187,14 +192,16 @@ class Steps:
             return None
         return int(status.partition("VmHWM:")[2].split()[0]) / 2**20
 
-    def now(self):
+    def now(self) -> float:
         """Time in seconds once all work is done."""
         if self.device.type == "cuda":
             torch.cuda.synchronize()
         return time.perf_counter()
 
 
-def summary(config, steps, measured):
+def summary(
+    config: TrainingConfig, steps: Steps, measured: dict[str, dict[str, Any]]
+) -> dict[str, Any]:
     """All results as plain data."""
     stages = {}
     for name, stage in measured.items():
@@ -223,16 +230,16 @@ def summary(config, steps, measured):
     )
 
 
-def processor():
+def processor() -> str:
     """Name of the processor."""
     try:  # Linux
-        info = Path("/proc/cpuinfo").read_text()
-        return re.search(r"model name\s*: (.*)", info)[1]
-    except (OSError, TypeError):
-        return platform.processor() or platform.machine()
+        found = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    except OSError:
+        found = None
+    return found[1] if found else platform.processor() or platform.machine()
 
 
-def text(report):
+def text(report: dict[str, Any]) -> str:
     """The report as a small table."""
     lines = ["stage         images/s   ms/iteration   peak GiB   multiply-adds"]
     for name, stage in report["stages"].items():

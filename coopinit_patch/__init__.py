@@ -3,7 +3,6 @@
 Depends on torch alone, so that this folder can be copied into another trainer; see README.md.
 """
 
-from coopinit_patch.langevin import langevin, noise_levels
-from coopinit_patch.loss import CoopInitLoss
-
-__all__ = ["CoopInitLoss", "langevin", "noise_levels"]
+from coopinit_patch.langevin import langevin as langevin
+from coopinit_patch.langevin import noise_levels as noise_levels
+from coopinit_patch.loss import CoopInitLoss as CoopInitLoss

@@ -7,14 +7,15 @@ noise of about 1e-2 instead. The standard deviation is therefore an argument of 
 """
 
 import math
+from collections.abc import Callable, Sequence
 
 import torch
 
 SCHEDULES = ("linear", "constant")
 
 
-def noise_levels(steps, step_size, noise, schedule):
-    """Standard deviation of the noise of each step of the chain, a list of `steps` floats.
+def noise_levels(steps: int, step_size: float, noise: float | str, schedule: str) -> list[float]:
+    """Standard deviation of the noise of each step of the chain, `steps` numbers.
 
     Args:
         steps: Length T of the chain.
@@ -23,6 +24,9 @@ def noise_levels(steps, step_size, noise, schedule):
             every step, whatever the schedule.
         schedule: "constant", or "linear": step t = 0 ... T-1 has the share 1 - t / T, so that the
             noise falls to zero at the end of the chain.
+
+    Raises:
+        ValueError: `schedule` or the word in `noise` is unknown.
     """
     if schedule not in SCHEDULES:
         raise ValueError(f"noise schedule is one of {', '.join(SCHEDULES)}, not {schedule!r}")
@@ -30,10 +34,10 @@ def noise_levels(steps, step_size, noise, schedule):
         return [math.sqrt(2 * step_size)] * steps
     if schedule == "constant":
         return [float(noise)] * steps
-    return [noise * (1 - t / steps) for t in range(steps)]
+    return [float(noise) * (1 - t / steps) for t in range(steps)]
 
 
-def _clip_rms(move, limit):
+def _clip_rms(move: torch.Tensor, limit: float) -> torch.Tensor:
     """Shorten each sample's move to a root mean square of at most `limit` over its elements."""
     rms = move.flatten(1).square().mean(dim=1).sqrt()
     share = (limit / rms.clamp(min=1e-12)).clamp(max=1)
@@ -41,8 +45,15 @@ def _clip_rms(move, limit):
 
 
 def langevin(
-    negative_energy, x, *, step_size, noise_stds, step_clip=None, clamp=None, generator=None
-):
+    negative_energy: Callable[[torch.Tensor], torch.Tensor],
+    x: torch.Tensor,
+    *,
+    step_size: float,
+    noise_stds: Sequence[float],
+    step_clip: float | None = None,
+    clamp: float | None = None,
+    generator: torch.Generator | None = None,
+) -> torch.Tensor:
     """Revise samples by x <- x + eta * grad D(x) + s_t * N(0, 1), once for each entry of s.
 
     The gradient is that of the sum of D over the batch, so that each sample moves by its own

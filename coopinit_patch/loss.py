@@ -1,16 +1,22 @@
 """Cooperative learning of a generator and a discriminator read as an energy-based model."""
 
 from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import torch
 
 from coopinit_patch.langevin import langevin, noise_levels
 
 
-def mcmc_teaching_loss(generated, revised):
+def mcmc_teaching_loss(generated: torch.Tensor, revised: torch.Tensor) -> torch.Tensor:
     """Step G2 of Algorithm 1: |x - G(z)|^2 of each sample, summed over pixels; shape [N]."""
     return (revised - generated).square().flatten(1).sum(dim=1)
 
 
-def energy_loss(real_scores, revised_scores, l2=0.0):
+def energy_loss(
+    real_scores: torch.Tensor, revised_scores: torch.Tensor, l2: float = 0.0
+) -> torch.Tensor:
     """Step D2: the negative of equation 3's estimate, plus an optional L2 on the scores.
 
     Args:
@@ -28,7 +34,7 @@ def energy_loss(real_scores, revised_scores, l2=0.0):
     return loss
 
 
-def no_report(name, value):
+def no_report(name: str, value: Any) -> None:
     """Discard a value: what `CoopInitLoss` uses where nobody listens."""
 
 
@@ -37,7 +43,7 @@ class CoopInitLoss:
 
     At phase Gmain the generator makes images once, a Langevin chain on D revises them, the
     gradient of `mcmc_teaching_loss` is added to G and the revised images are kept. At phase Dmain
-    they are taken up and the gradient of `energy_loss` is added to D. The Gmain calls of an
+    they are used and the gradient of `energy_loss` is added to D. The Gmain calls of an
     iteration must therefore be followed by as many Dmain calls. Regularisation phases do nothing;
     no augmentation, style mixing, R1 or path length belongs to this stage.
 
@@ -57,30 +63,40 @@ class CoopInitLoss:
 
     def __init__(
         self,
-        G,
-        D,
+        G: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+        D: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
         *,
-        steps=10,
-        step_size=1.0,
-        noise=0.01,
-        noise_schedule="linear",
-        step_clip=None,
-        clamp=None,
-        energy_l2=0.0,
-        report=no_report,
-        generator=None,
-    ):
+        steps: int = 10,
+        step_size: float = 1.0,
+        noise: float | str = 0.01,
+        noise_schedule: str = "linear",
+        step_clip: float | None = None,
+        clamp: float | None = None,
+        energy_l2: float = 0.0,
+        report: Callable[[str, torch.Tensor], object] = no_report,
+        generator: torch.Generator | None = None,
+    ) -> None:
         self.G = G
         self.D = D
         self.step_size = step_size
         self.noise_stds = noise_levels(steps, step_size, noise, noise_schedule)
-        self.bounds = dict(step_clip=step_clip, clamp=clamp)
+        self.bounds = {"step_clip": step_clip, "clamp": clamp}
         self.energy_l2 = energy_l2
         self.report = report
         self.generator = generator
-        self._revised = deque()  # (images, labels) of each Gmain that waits for its Dmain
+        # (images, labels) of each Gmain that waits for its Dmain
+        self._revised: deque[tuple[torch.Tensor, torch.Tensor]] = deque()
 
-    def accumulate_gradients(self, phase, real_img, real_c, gen_z, gen_c, gain=1, **_):
+    def accumulate_gradients(
+        self,
+        phase: str,
+        real_img: torch.Tensor,
+        real_c: torch.Tensor,
+        gen_z: torch.Tensor,
+        gen_c: torch.Tensor,
+        gain: float = 1,
+        **_: Any,
+    ) -> None:
         """Add the gradient of one micro-batch to G (Gmain, Gboth) or to D (Dmain, Dboth).
 
         Args:
@@ -96,7 +112,7 @@ class CoopInitLoss:
         elif phase in ("Dmain", "Dboth"):
             self._update_discriminator(real_img, real_c, gain)
 
-    def _teach_generator(self, gen_z, gen_c, gain):
+    def _teach_generator(self, gen_z: torch.Tensor, gen_c: torch.Tensor, gain: float) -> None:
         generated = self.G(gen_z, gen_c)
         revised = langevin(
             lambda x: self.D(x, gen_c),
@@ -113,7 +129,9 @@ class CoopInitLoss:
         self.report("Loss/G/loss", loss)
         self.report("Coop/displacement", (loss / generated[0].numel()).sqrt())
 
-    def _update_discriminator(self, real_img, real_c, gain):
+    def _update_discriminator(
+        self, real_img: torch.Tensor, real_c: torch.Tensor, gain: float
+    ) -> None:
         revised, revised_c = self._revised.popleft()
         revised_scores = self.D(revised, revised_c)
         real_scores = self.D(real_img.detach(), real_c)

@@ -1,5 +1,3 @@
 """Helpers that need no torch: attribute dictionaries, downloads, safe unpickling."""
 
-from .util import EasyDict
-
-__all__ = ["EasyDict"]
+from .util import EasyDict as EasyDict

@@ -9,7 +9,7 @@ from dnnlib.errors import UserError
 
 
 class UserCommand(click.Command):
-    """A command that ends with one line and an exit status where it meets a `UserError`."""
+    """A command that exits with one line and a status where it meets a `UserError`."""
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; this is the border that no `UserError` crosses."""
@@ -18,11 +18,10 @@ class UserCommand(click.Command):
         except UserError as error:
             if error.traceback:
                 click.echo(error.traceback, err=True)
-            refusal = click.ClickException(str(error))
             if error.exit_status == click.UsageError.exit_code:
-                refusal = click.UsageError(str(error), ctx)
-            refusal.exit_code = error.exit_status
-            raise refusal from error
+                raise click.UsageError(str(error), ctx) from error
+            click.ClickException(str(error)).show()
+            raise click.exceptions.Exit(error.exit_status) from error
 
 
 class SectionedCommand(UserCommand):

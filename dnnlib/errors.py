@@ -16,3 +16,9 @@ class OptionError(UserError):
     """Options that cannot be, or not together."""
 
     exit_status = 2
+
+
+def last_line(error: BaseException) -> str:
+    """The message itself: what comes out of workers has a traceback and its class before it."""
+    *_, line = str(error).strip().splitlines() or [type(error).__name__]
+    return line.removeprefix(f"{type(error).__module__}.{type(error).__qualname__}: ")

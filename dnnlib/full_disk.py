@@ -4,6 +4,7 @@ import contextlib
 import errno
 import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
@@ -12,7 +13,7 @@ logger = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
-def disk_may_be_full(what):
+def disk_may_be_full(what: str) -> Iterator[None]:
     """Context in which a full disk only leads to a warning that `what` was not written."""
     try:
         yield
@@ -22,7 +23,7 @@ def disk_may_be_full(what):
         logger.warning("Warning: %s: %s; training goes on.", what, error.strerror)
 
 
-def append_whole(path, data):
+def append_whole(path: str | os.PathLike, data: bytes) -> None:
     """Append bytes to a file, which is made where there is none, all of them or none.
 
     Raises:
@@ -45,11 +46,11 @@ class Journal:
         path: The file.
     """
 
-    def __init__(self, path):
+    def __init__(self, path: str | os.PathLike) -> None:
         self._path = Path(path)
         self.pending = ""  # not written yet
 
-    def append(self, text):
+    def append(self, text: str) -> None:
         """Write `text` after all that came before it, at once and whole."""
         self.pending += text
         with disk_may_be_full(f"'{self._path.name}' lags behind"):
@@ -60,5 +61,5 @@ class Journal:
 class LogFile(logging.FileHandler):
     """A log file that says nothing where a line finds no room."""
 
-    def handleError(self, record):  # noqa: N802 - the name that logging calls
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging calls it
         """Drop the line; others are told by whoever could not write."""

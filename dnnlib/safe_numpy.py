@@ -12,15 +12,13 @@ import numpy as np
 
 from dnnlib.safe_pickle import SafeFunction, SealedType, UnsafePickleError
 
-__all__ = ["NUMPY_NAMES", "PickledArray"]
-
 
 class PickledDType(metaclass=SealedType):
     """Stands for numpy.dtype: numbers only, no objects, no structures."""
 
     __slots__ = ("dtype",)
 
-    def __init__(self, code: str | bytes, align: Any = False, copy: Any = True):
+    def __init__(self, code: str | bytes, align: Any = False, copy: Any = True) -> None:
         code = _as_text(code)
         if not re.fullmatch(r"[biuf][1248]", code):
             raise UnsafePickleError(f"numpy.dtype {code[:20]!r} is not a real number type")
@@ -34,11 +32,11 @@ class PickledDType(metaclass=SealedType):
 
 
 class PickledArray(metaclass=SealedType):
-    """Stands for numpy.ndarray; ``array`` is a read-only view of the pickled bytes."""
+    """Stands for numpy.ndarray; `array` is a read-only view of the pickled bytes."""
 
     __slots__ = ("array",)
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.array = np.zeros(0, np.uint8)
 
     def __setstate__(self, state: tuple) -> None:
@@ -68,7 +66,7 @@ def _read(dtype: Any, raw: Any) -> np.ndarray:
 
 
 def _encode(text: Any, encoding: Any = "latin1") -> bytes:
-    """``_codecs.encode``, by which protocol 2 of Python 3 writes bytes."""
+    """`_codecs.encode`, by which protocol 2 of Python 3 writes bytes."""
     if not isinstance(text, str) or encoding != "latin1":
         raise UnsafePickleError("_codecs.encode is only accepted for latin1")
     return text.encode("latin1")

@@ -4,51 +4,59 @@ import copyreg
 import pickle
 import pickletools
 from collections.abc import Callable, Mapping
-from typing import Any, BinaryIO, final
+from typing import IO, Any, final
 
+from dnnlib.errors import UserError
 from dnnlib.util import printable
 
-__all__ = ["RestrictedUnpickler", "SafeFunction", "SealedDict", "SealedType", "UnsafePickleError"]
 
-
-class UnsafePickleError(pickle.UnpicklingError):
+class UnsafePickleError(UserError, pickle.UnpicklingError):
     """A pickle asks for something outside the list of safe names."""
 
 
 @final
 class RestrictedUnpickler(pickle.Unpickler):
-    """An unpickler whose only way to code is the mapping ``allowed``.
+    """An unpickler whose only way to code is the mapping `allowed`.
 
-    ``allowed`` maps (module, name), as they are written in the pickle, to the object to use.
-    No module is ever imported on behalf of the pickle. Pickles written by Python 2 name modules
-    as Python 2 did (``__builtin__``, ``copy_reg``): list those spellings where they are wanted.
+    No module is ever imported on behalf of the pickle. What no list of names can bound is the
+    hashing of tuples that are nested very deep, by which a file can make it work for ever or
+    overflow the stack. At worst the process ends; it runs no code.
 
-    A value of ``allowed`` can be called with any arguments, and the pickle may try to set
-    attributes on it and on what it returns: give builtins, SafeFunction, or classes of SealedType.
-
-    Raises UnsafePickleError, naming the thing, for every other global and for persistent ids.
-    The file must be seekable: it is looked through first, for memo indices that would make
-    CPython's unpickler fill the memory. What no list of names can bound is the hashing of tuples
-    that are nested very deep, by which a file can make it work for ever or overflow the stack. At
-    worst the process ends; it runs no code.
+    Args:
+        file: The pickle. It must be seekable: it is looked through first, for memo indices that
+            would make CPython's unpickler fill the memory.
+        allowed: The object to use for (module, name), as they are written in the pickle. Pickles
+            written by Python 2 name modules as Python 2 did (`__builtin__`, `copy_reg`): list
+            those spellings where they are wanted. A value can be called with any arguments, and
+            the pickle may try to set attributes on it and on what it returns: give builtins,
+            SafeFunction, or classes of SealedType.
+        encoding: Of strings that Python 2 wrote.
     """
 
     def __init__(
-        self, file: BinaryIO, allowed: Mapping[tuple[str, str], Any], *, encoding: str = "ASCII"
-    ):
+        self, file: IO[bytes], allowed: Mapping[tuple[str, str], Any], *, encoding: str = "ASCII"
+    ) -> None:
         super().__init__(file, encoding=encoding)
         self._file = file
         self._allowed = allowed
 
     def load(self) -> Any:
-        """Read one pickled object; see the class for what is refused."""
+        """Read one pickled object.
+
+        Raises:
+            UnsafePickleError: The pickle asks for any other name, or has persistent ids.
+        """
         _check_memo(self._file)
         # Objects in the cache of extension codes would be handed out without asking find_class.
         copyreg.clear_extension_cache()
         return super().load()
 
     def find_class(self, module: str, name: str) -> Any:
-        """Return the listed object for ``module.name`` or raise UnsafePickleError."""
+        """The listed object for `module.name`.
+
+        Raises:
+            UnsafePickleError: It is not on the list.
+        """
         try:
             return self._allowed[module, name]
         except KeyError:
@@ -66,12 +74,13 @@ class RestrictedUnpickler(pickle.Unpickler):
         )
 
 
-def _check_memo(file: BinaryIO) -> None:
+def _check_memo(file: IO[bytes]) -> None:
     """Refuse memo indices that no pickler counts up to; the file's position stays."""
     start = file.tell()
     try:
         for count, (opcode, index, _) in enumerate(pickletools.genops(file)):
-            if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and index > count:
+            puts = opcode.name in ("PUT", "BINPUT", "LONG_BINPUT")
+            if puts and isinstance(index, int) and index > count:
                 raise UnsafePickleError(f"the pickle has memo index {index} at its item {count}")
     finally:
         file.seek(start)
@@ -82,7 +91,7 @@ class SafeFunction:
 
     __slots__ = ("_call",)
 
-    def __init__(self, call: Callable):
+    def __init__(self, call: Callable) -> None:
         object.__setattr__(self, "_call", call)
 
     def __call__(self, *args: Any) -> Any:
@@ -96,7 +105,7 @@ class SafeFunction:
 class SealedType(type):
     """Metaclass of classes that a pickle may instantiate and cannot change.
 
-    Give them ``__slots__``, or the pickle may set attributes on their instances.
+    Give them `__slots__`, or the pickle may set attributes on their instances.
     """
 
     def __setattr__(cls, name: str, value: Any) -> None:

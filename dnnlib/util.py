@@ -10,17 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-__all__ = [
-    "DownloadError",
-    "EasyDict",
-    "atomic_write",
-    "cache_path",
-    "cache_root",
-    "first_line",
-    "is_url",
-    "open_url",
-    "printable",
-]
+from dnnlib.errors import UserError
 
 _TIMEOUT = (10, 60)  # seconds to connect, seconds between two chunks
 MAX_DOWNLOAD_BYTES = 1 << 33  # eight times the largest published snapshot
@@ -28,7 +18,7 @@ _CHUNK = 1 << 18  # bytes
 
 
 class EasyDict(dict):
-    """A dict whose items are attributes too: ``d.key`` is ``d["key"]``.
+    """A dict whose items are attributes too: `d.key` is `d["key"]`.
 
     A missing key raises KeyError as an item and AttributeError as an attribute.
     """
@@ -50,7 +40,7 @@ class EasyDict(dict):
 
 
 def printable(text: str, limit: int = 100) -> str:
-    """``text`` fit for a message of one line: control characters escaped, the end cut off."""
+    """`text` fit for a message of one line: control characters escaped, the end cut off."""
     shown = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text[:limit])
     return shown + "..." if len(text) > limit else shown
 
@@ -61,17 +51,23 @@ def first_line(error: BaseException) -> str:
     return printable(lines[0], 200) if lines else type(error).__name__
 
 
-class DownloadError(OSError):
+class DownloadError(UserError, OSError):
     """A URL could not be fetched; the message says where the file may be put by hand."""
 
 
 @contextlib.contextmanager
 def atomic_write(path: str | os.PathLike, durable: bool = True) -> Iterator[BinaryIO]:
-    """Context that yields a new binary file which replaces ``path`` when the block succeeds.
+    """Context that yields a new binary file which replaces `path` when the block succeeds.
 
     A reader sees the old file or the whole new one. After an error the old file is untouched and
-    nothing is left beside it. Raises OSError when the file cannot be written. ``durable=False``
-    is faster, for files that a crash of the machine may take.
+    nothing is left beside it.
+
+    Args:
+        path: The file.
+        durable: Whether it must survive a crash of the machine; False is faster.
+
+    Raises:
+        OSError: The file cannot be written.
     """
     path = Path(path)
     part = path.with_name(f".{secrets.token_hex(8)}.part")
@@ -87,18 +83,18 @@ def atomic_write(path: str | os.PathLike, durable: bool = True) -> Iterator[Bina
 
 
 def is_url(name: str | os.PathLike) -> bool:
-    """Whether ``name`` has a scheme (``https://...``) and is therefore no path."""
+    """Whether `name` has a scheme (`https://...`) and is therefore no path."""
     return re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", os.fspath(name)) is not None
 
 
 def cache_root(cache_dir: str | os.PathLike | None = None) -> Path:
-    """Folder of cached files: ``cache_dir``, ``$DNNLIB_CACHE_DIR`` or ``~/.cache/dnnlib``."""
+    """Folder of cached files: `cache_dir`, `$DNNLIB_CACHE_DIR` or `~/.cache/dnnlib`."""
     root = cache_dir or os.environ.get("DNNLIB_CACHE_DIR") or Path.home() / ".cache" / "dnnlib"
     return Path(root).expanduser().absolute()
 
 
 def cache_path(url: str, cache_dir: str | os.PathLike | None = None) -> Path:
-    """The file below ``cache_root(cache_dir)`` that keeps the download of ``url``."""
+    """The file below `cache_root(cache_dir)` that keeps the download of `url`."""
     digest = hashlib.sha256(url.encode()).hexdigest()[:16]
     last_part = urllib.parse.urlsplit(url).path.rsplit("/", 1)[-1]
     readable = re.sub(r"[^A-Za-z0-9._-]", "_", urllib.parse.unquote(last_part))[-100:]
@@ -110,12 +106,12 @@ def open_url(
 ) -> BinaryIO:
     """Open a local file, or the cached download of an http(s) URL, for reading bytes.
 
-    A URL is downloaded once, with a progress bar, to ``cache_path(url, cache_dir)``.
+    A URL is downloaded once, with a progress bar, to `cache_path(url, cache_dir)`.
 
     Raises:
-        DownloadError: the URL cannot be fetched whole.
-        ValueError: the URL is neither http nor https.
-        OSError: the local file cannot be opened.
+        DownloadError: The URL cannot be fetched whole.
+        ValueError: The URL is neither http nor https.
+        OSError: The local file cannot be opened.
     """
     if not is_url(url_or_path):
         return open(url_or_path, "rb")
@@ -141,11 +137,11 @@ def _download(url: str, path: Path) -> None:
         ) as response:
             response.raise_for_status()
             _store(response, path)
-    except (requests.RequestException, OSError) as err:
+    except (requests.RequestException, OSError) as error:
         raise DownloadError(
-            f"cannot download {url} ({first_line(err)}); "
+            f"cannot download {url} ({first_line(error)}); "
             f"check the connection, or put the file at {path} by hand"
-        ) from err
+        ) from error
 
 
 def _store(response: Any, path: Path) -> None:

@@ -6,7 +6,9 @@ python docs/generate.py [--check]
 import importlib
 import re
 import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -14,8 +16,9 @@ DOCS = Path(__file__).resolve().parent
 sys.path.insert(0, str(DOCS.parent))
 
 from training.monitor.diagnostics import SYMPTOMS  # noqa: E402
-from training.settings.config import setting_docs  # noqa: E402
-from training.settings.presets import COMMON, PRESETS  # noqa: E402
+from training.settings.config import TrainingConfig  # noqa: E402
+from training.settings.families import config_classes  # noqa: E402
+from training.settings.setting import settings_of  # noqa: E402
 
 COMMANDS = ("train", "generate", "calc_metrics", "export", "dataset_tool")
 INTRODUCTION = """\
@@ -24,9 +27,8 @@ INTRODUCTION = """\
 Generated from the code by `make docs`; `python COMMAND.py --help` says the same.
 """
 PRESET_NOTE = """\
-`auto`, the default, chooses by the resolution and `--gpus`; `--dry-run` prints what comes out.
-`ref_gpus` is the number of processes that a preset was made for: a forward pass sees
-`batch / ref_gpus` images, unless `--batch` is given.
+`auto`, the default, chooses by the resolution and `--gpus`; `--dry-run` prints what comes out. A
+forward pass sees at most `batch_gpu` images; where `--batch` is given, all those of a process.
 """
 SYMPTOM_NOTE = """\
 Looked for at the end of every tick (4 kimg, or the end of a stage); the run says so once, or stops
@@ -35,68 +37,78 @@ always stops, with exit status 1, and keeps its last good networks. Status 2: im
 """
 
 
-def options_page():
+def options_page() -> str:
     """Text of docs/options.md."""
     parts = [INTRODUCTION]
     for name in COMMANDS:
         command = importlib.import_module(name).main
-        context = click.Context(command, **command.context_settings | {"terminal_width": 100})
-        sections = getattr(command, "sections", {"": command.params})
         parts.append(f"## {name}.py\n")
+        sections = getattr(command, "sections", {"": command.params})
         for title, options in sections.items():
-            rows = [option_row(option.get_help_record(context)) for option in options]
             parts += [f"### {title}\n"] if title else []
-            parts.append(table(("option", "default", "meaning"), rows))
+            parts.append(options_table(command, options))
         if name == "train":
-            parts += ["### Presets of `--cfg`\n", PRESET_NOTE, presets_table()]
+            parts += ["### Presets of `--cfg`\n", PRESET_NOTE]
+            for family in config_classes().values():
+                parts += [f"#### {family.title()}\n", presets_table(family)]
             parts += ["### Symptoms of `--stop-on`\n", SYMPTOM_NOTE, symptoms_table()]
     return "\n".join(parts)
 
 
-def option_row(record):
+def options_table(command: click.Command, options: Iterable[click.Parameter]) -> str:
+    """A table of options of a command, as its help text describes them."""
+    settings: dict[str, Any] = {**command.context_settings, "terminal_width": 100}
+    context = click.Context(command, **settings)
+    records = [option.get_help_record(context) for option in options]
+    rows = [option_row(record) for record in records if record is not None]
+    return table(("option", "default", "meaning"), rows)
+
+
+def option_row(record: tuple[str, str]) -> tuple[str, str, str]:
     """(option, default, meaning) from click's help record, which ends in [default: 8; x>=1]."""
     left, text = record
-    meaning, extra = re.fullmatch(r"(.*?)((?:\s*\[[^\[\]]*\])*)", text, re.DOTALL).groups()
-    facts = [part for bracket in re.findall(r"\[(.*?)\]", extra) for part in bracket.split("; ")]
+    meaning = re.sub(r"(?:\s*\[[^\[\]]*\])+\Z", "", text)
+    facts = [
+        part
+        for bracket in re.findall(r"\[(.*?)\]", text[len(meaning) :])
+        for part in bracket.split("; ")
+    ]
     bounds = "".join(f" ({fact.replace('x', '')})" for fact in facts if fact.startswith("x"))
     defaults = [fact.removeprefix("default: ") for fact in facts if not fact.startswith("x")]
     return f"`{left}`", ", ".join(defaults), meaning + bounds
 
 
-def presets_table():
-    """What every preset sets; a column a preset."""
-    presets = {name: COMMON | values for name, values in PRESETS.items()}
-    docs = setting_docs() | {
-        "ref_gpus": "processes that the preset was made for",
-        "scale": "scale of G and D: channels(res) = min(16384 s / res, channel_max)",
-    }
-    settings = sorted({name for values in presets.values() for name in values})
+def presets_table(family: type[TrainingConfig]) -> str:
+    """What every preset of a family sets, a column per preset; computed ones are left out."""
+    presets = {name: values for name, values in family.presets().items() if values}
+    declared = settings_of(family)
+    names = sorted({name for values in presets.values() for name in values})
     rows = [
-        (f"`{name}`", *(shown(presets[p].get(name, "")) for p in presets), docs[name])
-        for name in settings
+        (f"`{name}`", *(shown(values.get(name, "")) for values in presets.values()), meaning)
+        for name, meaning in ((name, declared[name].meaning) for name in names)
     ]
     return table(("setting", *(f"`{name}`" for name in presets), "meaning"), rows)
 
 
-def symptoms_table():
+def symptoms_table() -> str:
     """What a run is warned of."""
     rows = [(f"`{name}`", s.meaning, f"{s.advice}.") for name, s in SYMPTOMS.items()]
     return table(("symptom", "seen when", "advice"), rows)
 
 
-def shown(value):
+def shown(value: Any) -> str:
     """Short text of a setting."""
     return f"{value:g}" if isinstance(value, float) else "-" if value is None else str(value)
 
 
-def table(head, rows):
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A Markdown table."""
     lines = [head, ["---"] * len(head), *rows]
     cells = [" | ".join(cell.replace("|", "\\|") for cell in line) for line in lines]
     return "".join(f"| {line} |\n" for line in cells)
 
 
-def main():
+def main() -> None:
     """Write the page, or with --check exit 1 where it is out of date."""
     path, text = DOCS / "options.md", options_page()
     if sys.argv[1:] != ["--check"]:

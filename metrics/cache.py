@@ -14,8 +14,6 @@ from dnnlib.util import atomic_write, cache_root, first_line
 from metrics.features import Collected
 from metrics.moments import Moments
 
-__all__ = ["cache_file", "read_cached", "write_cached"]
-
 _VERSION = 1  # raise it when the same images and detector give other statistics
 _MAX_BYTES = 8 << 30  # of rows; more would fill disks unasked
 
@@ -23,14 +21,23 @@ logger = logging.getLogger(__name__)
 
 
 def cache_file(what: dict[str, Any]) -> Path:
-    """The file for statistics of `what`: everything that they depend on, as plain data."""
+    """The file for statistics.
+
+    Args:
+        what: Everything that they depend on, as plain data.
+    """
     text = json.dumps(what | {"version": _VERSION}, sort_keys=True)
     name = hashlib.sha256(text.encode()).hexdigest()[:32]
     return cache_root() / "dataset-statistics" / f"{name}.npz"
 
 
 def read_cached(path: Path, wanted: Set[str]) -> Collected | None:
-    """What an earlier run wrote there; None where there is nothing or it is damaged."""
+    """What an earlier run wrote; None where there is nothing or it is damaged.
+
+    Args:
+        path: From `cache_file`.
+        wanted: "moments", "rows" or both.
+    """
     try:
         # Opened here: np.load() leaves a file open that is no zip.
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:

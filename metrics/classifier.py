@@ -6,15 +6,13 @@ import os
 import time
 import warnings
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
 from tqdm import tqdm
 
 from dnnlib.util import atomic_write
-
-__all__ = ["FEATURES", "HELD_OUT", "Classifier", "Plan", "save_detector", "train_classifier"]
+from torch_utils.image_values import normalize
 
 logger = logging.getLogger(__name__)
 
@@ -38,12 +36,11 @@ class Plan:
 class Classifier(nn.Module):
     """Convolutional classifier with the calling convention of detectors.
 
-    forward(images [N, 1 or 3, H, W], values 0..255, uint8 or float) returns probabilities [N, K]
-    of the classes; with return_features the 64 activations before the last layer; with
-    no_output_bias the probabilities without that layer's bias; with return_lpips a vector whose
-    squared differences are a perceptual distance: the activations of all blocks, normalised at
-    every place (Zhang et al. 2018, equation 1, with equal weights). Images of another size than
-    those of training are resized.
+    Args:
+        num_classes: Number K of classes.
+        channels: Of the images of training, 1 or 3.
+        height: Of these images.
+        width: Of these images.
     """
 
     def __init__(self, num_classes: int, channels: int, height: int, width: int) -> None:
@@ -73,7 +70,19 @@ class Classifier(nn.Module):
         no_output_bias: bool = False,
         return_lpips: bool = False,
     ) -> torch.Tensor:
-        """See the class."""
+        """What is asked for; images of another size than those of training are resized.
+
+        Args:
+            images: [N, 1 or 3, H, W] with values in 0..255, uint8 or float.
+            return_features: Return the 64 activations before the last layer.
+            no_output_bias: Return the probabilities without that layer's bias.
+            return_lpips: Return vectors whose squared differences are a perceptual distance: the
+                activations of all blocks, normalised at every place (Zhang et al. 2018, equation
+                1, with equal weights).
+
+        Returns:
+            Probabilities of the classes, float32 [N, K], or what is asked for instead, [N, D].
+        """
         x = self.prepare(images)
         if return_lpips:
             return self.lpips_features(x)
@@ -110,17 +119,25 @@ class Classifier(nn.Module):
             x = nn.functional.interpolate(
                 x, size=(self.height, self.width), mode="bilinear", antialias=True
             )
-        return x / 127.5 - 1
+        return normalize(x)
 
 
 def train_classifier(
     images: torch.Tensor, labels: torch.Tensor, plan: Plan, progress: bool = True
 ) -> tuple[Classifier, float]:
-    """Train on images uint8 [N, C, H, W] and class numbers int64 [N], on their device.
+    """Train a classifier; the global random state stays as it is.
 
     Images are shifted by up to an eighth of their size, so that the network learns shapes and not
-    pixels. Returns the network in eval mode and its accuracy on images held out, NaN without any.
-    Does not touch the global random state.
+    pixels.
+
+    Args:
+        images: uint8 [N, C, H, W], on the device to train on.
+        labels: Class numbers int64 [N], on the same device.
+        plan: How long and how.
+        progress: Show a progress bar.
+
+    Returns:
+        The network in eval mode, and its accuracy on images held out, NaN without any.
     """
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(plan.seed))
     held_out = (order % HELD_OUT == HELD_OUT - 1).to(images.device)
@@ -136,7 +153,9 @@ def train_classifier(
     return network, float((guesses == labels[held_out]).double().mean())
 
 
-def _fit(network: Classifier, images: Any, labels: Any, plan: Plan, progress: bool) -> None:
+def _fit(
+    network: Classifier, images: torch.Tensor, labels: torch.Tensor, plan: Plan, progress: bool
+) -> None:
     """AdamW with a learning rate that falls to 0 over the steps."""
     optimizer = torch.optim.AdamW(network.parameters(), lr=plan.lr, weight_decay=1e-2)
     start, shift = time.monotonic(), max(images.shape[2] // 8, 1)
@@ -165,7 +184,15 @@ def _shifted(x: torch.Tensor, shift: int) -> torch.Tensor:
 
 
 def save_detector(network: Classifier, path: str | os.PathLike) -> None:
-    """Save as TorchScript; the file appears whole or not at all. Raises OSError."""
+    """Save a network as TorchScript; the file appears whole or not at all.
+
+    Args:
+        network: Moved to the CPU.
+        path: Of the file.
+
+    Raises:
+        OSError: It cannot be written.
+    """
     buffer = io.BytesIO()
     with warnings.catch_warnings():
         # PyTorch advises other formats; published detectors are in this one.

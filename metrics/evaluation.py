@@ -1,6 +1,5 @@
 """Measuring: which vectors the metrics need, collected once each, and what is made of them."""
 
-import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -9,19 +8,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
 from metrics import MetricError
 from metrics.cache import cache_file, read_cached, write_cached
-from metrics.detectors import Detector, is_out_of_memory, load_detector
+from metrics.detector import Detector, is_out_of_memory
+from metrics.detectors import load_detector
 from metrics.feature_sources import FeatureSource, Images, Output, SavedFeatureSource
-from metrics.features import Collected, collect
-from metrics.registry import ComputeSettings, Metric
+from metrics.features import Collected, FeatureFn, collect
+from metrics.registry import ComputeSettings, Metric, Values
+from metrics.repeatable import repeatable
 from torch_utils import distributed
-
-__all__ = ["Evaluation", "Result", "Settings", "comparison_warnings", "progress_bars"]
-
 
 logger = logging.getLogger(__name__)
 
@@ -49,53 +48,68 @@ class Settings:
 
 @dataclass(frozen=True)
 class Result:
-    """What was measured. values: by full name; metric: name with the detector's after @."""
+    """What was measured."""
 
     metric: str
+    """Name, with the detector's after @."""
     values: dict[str, Any]
+    """By full name."""
     better: dict[str, str]
     """lower or higher, by full name, for values that have a best."""
     seconds: float
-    detector: dict[str, str] | None
+    """What it took, without what earlier metrics of the same call had collected."""
+    detector: dict[str, str]
+    """name, sha256 and, where there is one, source; for the record."""
     num_real: int
     num_generated: int
     processes: int = 1
     settings: dict[str, Any] = field(default_factory=dict)
+    """Those that change the images: seed and noise_mode."""
 
 
 class Evaluation:
-    """Measures metrics against one real side, as often as one likes.
+    """Measures metrics against the same real images, as often as one likes.
 
-    Statistics of the real side are kept in memory and, for image files, on disk. In several
+    Statistics of the real images are kept in memory and, for image files, on disk. In several
     processes every one calls measure() with the same arguments.
+
+    Args:
+        real: Where real images come from, or None: only metrics that need none can be measured.
+        settings: How to measure.
     """
 
     def __init__(self, real: FeatureSource | None, settings: Settings) -> None:
         self._real = real
         self._settings = settings
         self._detectors: dict[str, Detector] = {}
-        self._known: _Vectors = {}  # of the real side
+        self._known: _Vectors = {}  # of the real images
         self._kept: dict[tuple[Images, Output], set[str]] = {}  # which statistics of them
         self._warned: set[str] = set()  # names of metrics
         show = settings.verbose and distributed.is_rank0()
         self._progress = progress_bars(show)
 
     def measure(self, metrics: Sequence[Metric], generated: FeatureSource) -> list[Result] | None:
-        """Results in the order of the metrics; None but on the first process.
+        """Measure; images that several metrics need are made once.
 
-        Images that several metrics need are made once. Raises MetricError before anything is
-        computed where a side lacks what a metric needs, and later for images that are damaged or
-        not finite.
+        Args:
+            metrics: What to measure.
+            generated: Where the images come from that are compared with the real ones.
+
+        Returns:
+            Results in the order of the metrics; None except on the first process.
+
+        Raises:
+            MetricError: Before anything is computed, where one of the sources lacks what a metric
+                needs; later, for images that are damaged or not finite.
         """
         plan = [_needs(metric, self._real, generated) for metric in metrics]
         for need in plan:
-            sides = self._sides(need, generated)
-            if any(side.needs_detector for side in sides):
+            if any(source.needs_detector for source in self._sources(need, generated)):
                 self.load_detectors([need.metric])
         wanted: _Wanted = {"real": {}, "generated": {}}
         for need in plan:
-            for side, images in need.sides():
-                outputs = wanted[side].setdefault(images, {})
+            for role, images in need.images():
+                outputs = wanted[role].setdefault(images, {})
                 outputs.setdefault(need.output, set()).add(need.metric.statistic)
         try:
             with repeatable(self._settings.device):
@@ -135,19 +149,19 @@ class Evaluation:
         settings = ComputeSettings(
             self._settings.memory_bytes, self._settings.device, self._progress
         )
-        vectors = made[need.generated, need.output]
-        real = None if need.real is None else self._known[need.real, need.output]
+        vectors = _of_first(made, need.generated, need.output)
+        real = None if need.real is None else _of_first(self._known, need.real, need.output)
         if real is not None:
             _require_equal_width(real, vectors)
             self._warn_of_few(need.metric, real, vectors)
         values = need.metric.compute(real, vectors, settings)
         return self._result(need, values, generated, collecting + time.monotonic() - start)
 
-    def _warn_of_few(self, metric: Metric, *sides: Collected) -> None:
+    def _warn_of_few(self, metric: Metric, real: Collected, generated: Collected) -> None:
         """Say once when a covariance of too few images is singular."""
         if metric.statistic != "moments" or metric.name in self._warned:
             return
-        count, width = min(side.count for side in sides), len(sides[0].moments.mean)
+        count, width = min(real.count, generated.count), real.width
         if count < width:
             self._warned.add(metric.name)
             logger.warning(
@@ -159,7 +173,7 @@ class Evaluation:
             )
 
     def _collect_real(self, images: Images, outputs: dict[Output, set[str]]) -> None:
-        """Put vectors of the real side among the known ones, from the cache where it has them."""
+        """Put vectors of real images among the known ones, from the cache where it has them."""
         unknown = {
             output: wanted
             for output, wanted in outputs.items()
@@ -173,15 +187,15 @@ class Evaluation:
         self._known |= {(images, output): found.get(output) for output in cached}
         missing = {output: wanted for output, wanted in unknown.items() if output not in cached}
         if missing:
-            made = self._collect(self._real, images, missing)
+            made = self._collect(self._required_real(), images, missing)
             self._known |= made
             for output in missing:
                 if output in paths:
-                    write_cached(paths[output], made[images, output])
+                    write_cached(paths[output], _of_first(made, images, output))
         self._kept |= {(images, output): wanted for output, wanted in unknown.items()}
 
     def _cache_files(self, images: Images, outputs: dict[Output, set[str]]) -> dict[Output, Path]:
-        identity = self._real.identity(images)
+        identity = self._required_real().identity(images)
         if identity is None or not self._settings.cache:
             return {}
         return {
@@ -198,31 +212,32 @@ class Evaluation:
         }
 
     def _collect(
-        self, side: FeatureSource, images: Images, outputs: dict[Output, set[str]]
+        self, source: FeatureSource, images: Images, outputs: dict[Output, set[str]]
     ) -> "_Vectors":
         feature_fns = [
-            partial(
-                self._detectors[output.standard], output=output.output, batch=self._settings.batch
-            )
-            if side.needs_detector
-            else None
+            self._feature_fn(output) if source.needs_detector else _no_detector
             for output in outputs
         ]
         found = collect(
-            side.producer(images, feature_fns),
+            source.producer(images, feature_fns),
             images.count,
             list(outputs.values()),
             progress=self._progress,
-            title="real images" if side is self._real else "generated images",
+            title="real images" if source is self._real else "generated images",
         )
         if found is None:
-            found = [None] * len(outputs)
+            return {(images, output): None for output in outputs}
         return {(images, output): item for output, item in zip(outputs, found, strict=True)}
+
+    def _feature_fn(self, output: Output) -> FeatureFn:
+        detector = self._detectors[output.standard]
+        return partial(detector, output=output.output, batch=self._settings.batch)
 
     def load_detectors(self, metrics: Sequence[Metric]) -> None:
         """Load the detectors of these metrics, which measure() otherwise does.
 
-        Raises MetricError where one cannot be had or lacks an output that a metric needs.
+        Raises:
+            MetricError: One cannot be had, or lacks an output that a metric needs.
         """
         for metric in metrics:
             if metric.detector not in self._detectors:
@@ -235,13 +250,17 @@ class Evaluation:
                 self._detectors[metric.detector] = distributed.rank0_first(load)
             self._detectors[metric.detector].require_output(metric.output)
 
-    def _sides(self, need: "_Need", generated: FeatureSource) -> list[FeatureSource]:
-        return [generated] if need.real is None else [generated, self._real]
+    def _sources(self, need: "_Need", generated: FeatureSource) -> list[FeatureSource]:
+        return [generated] if need.real is None else [generated, self._required_real()]
+
+    def _required_real(self) -> FeatureSource:
+        assert self._real is not None, "_needs() refuses metrics that lack real images"
+        return self._real
 
     def _result(
-        self, need: "_Need", values: dict, generated: FeatureSource, seconds: float
+        self, need: "_Need", values: Values, generated: FeatureSource, seconds: float
     ) -> Result:
-        label, detector = self._detector_label(need.metric, self._sides(need, generated))
+        label, detector = self._detector_label(need.metric, self._sources(need, generated))
         base = need.metric.with_count(need.generated.count).name
         names = {suffix: f"{base}_{suffix}{label}" if suffix else base + label for suffix in values}
         return Result(
@@ -257,41 +276,45 @@ class Evaluation:
         )
 
     def _detector_label(
-        self, metric: Metric, sides: list[FeatureSource]
-    ) -> tuple[str, dict | None]:
+        self, metric: Metric, sources: list[FeatureSource]
+    ) -> tuple[str, dict[str, str]]:
         """What follows the metric's name, and the detector for the record."""
-        detector = self._detectors.get(metric.detector)
-        files = [side.file for side in sides if isinstance(side, SavedFeatureSource)]
+        files = [source.file for source in sources if isinstance(source, SavedFeatureSource)]
         if files:  # nothing here vouches for who made them
             hashes = ",".join(f"file:{file.sha256}" for file in files)
             return "@features", {"name": "features", "sha256": hashes}
+        detector = self._detectors[metric.detector]
         name = detector.name or metric.detector
         label = f"@{detector.name}" if detector.name else ""
         return label, {"name": name, "sha256": detector.sha256, "source": detector.source}
 
 
-_Vectors = dict[tuple[Images, Output], Collected | None]  # None but on the first process
-_Wanted = dict[str, dict[Images, dict[Output, set[str]]]]  # by side: which statistics of what
+_Vectors = dict[tuple[Images, Output], Collected | None]  # None except on the first process
+_Wanted = dict[str, dict[Images, dict[Output, set[str]]]]  # by role: which statistics of what
 
 
 @dataclass(frozen=True)
 class _Need:
-    """What one metric asks of the two sides."""
+    """What one metric asks of real and generated images."""
 
     metric: Metric
     output: Output
     generated: Images
     real: Images | None
 
-    def sides(self) -> Iterator[tuple[str, Images]]:
-        """The images with the names of their sides."""
+    def images(self) -> Iterator[tuple[str, Images]]:
+        """The images with their role."""
         yield "generated", self.generated
         if self.real is not None:
             yield "real", self.real
 
 
 def _needs(metric: Metric, real: FeatureSource | None, generated: FeatureSource) -> _Need:
-    """Raises MetricError where a side lacks what the metric needs."""
+    """What a metric needs of these sources.
+
+    Raises:
+        MetricError: One of them lacks it.
+    """
     generated.require(metric.output, metric.path)
     full = metric.full if generated.distinguishes(metric.full) else True
     available = generated.available(True)
@@ -303,53 +326,28 @@ def _needs(metric: Metric, real: FeatureSource | None, generated: FeatureSource)
         raise MetricError(f"{metric.name} needs real images: give them by --data or --real")
     real.require(metric.output)
     full = metric.full if real.distinguishes(metric.full) else True
-    count = min(metric.num_real or real.available(full), real.available(full))
-    return _Need(metric, output, images, Images(count, full))
+    limits = [limit for limit in (metric.num_real, real.available(full)) if limit is not None]
+    return _Need(metric, output, images, Images(min(limits), full))
+
+
+def _of_first(vectors: _Vectors, images: Images, output: Output) -> Collected:
+    """What the first process, in which this is called, has collected."""
+    found = vectors[images, output]
+    assert found is not None
+    return found
+
+
+def _no_detector(*_args: Any, **_kwargs: Any) -> np.ndarray:
+    raise TypeError("saved features pass through no detector")
 
 
 def _require_equal_width(real: Collected, generated: Collected) -> None:
-    widths = {
-        len(c.moments.mean) if c.moments is not None else c.rows.shape[1] for c in (real, generated)
-    }
+    widths = {real.width, generated.width}
     if len(widths) > 1:
         raise MetricError(
-            f"the two sides have features of different lengths ({widths}): they are of different "
-            "detectors"
+            f"real and generated features are of different lengths ({widths}), and so of "
+            "different detectors"
         )
-
-
-def comparison_warnings(real: FeatureSource | None, generated: FeatureSource) -> list[str]:
-    """Differences between the sides that change results without being of the generator."""
-    if real is None:
-        return []
-    warnings = []
-    if real.size and generated.size and real.size != generated.size:
-        warnings.append(
-            "the real images are {}x{}, the others {}x{}: resizing alone changes results".format(
-                *real.size, *generated.size
-            )
-        )
-    if real.resampling and generated.resampling and real.resampling != generated.resampling:
-        warnings.append(
-            f"the real images were resized by the filter {real.resampling!r}, the others by "
-            f"{generated.resampling!r}: that alone changes results"
-        )
-    return warnings
-
-
-@contextlib.contextmanager
-def repeatable(device: str) -> Iterator[None]:
-    """Context without TF32 and without choices by timing; random states are as before after it."""
-    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark, cudnn.deterministic
-    used = torch.device(device)
-    try:
-        matmul.allow_tf32, cudnn.allow_tf32 = False, False
-        cudnn.benchmark, cudnn.deterministic = False, True
-        with torch.random.fork_rng(devices=[used] if used.type == "cuda" else []):
-            yield
-    finally:
-        matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark, cudnn.deterministic = before
 
 
 def progress_bars(show: bool) -> Callable[[Iterable, str], Iterable]:

@@ -1,4 +1,4 @@
-"""The two sides of a comparison: where feature vectors come from."""
+"""Where the feature vectors of real and of generated images come from."""
 
 import hashlib
 from abc import ABC, abstractmethod
@@ -11,29 +11,20 @@ import numpy as np
 from metrics import MetricError
 from metrics.features import FeatureFn, Producer
 from metrics.generated import GeneratedFeatures, Latents, PathLengths, label_rows
+from metrics.measures.perceptual_path import PathSampling
 from metrics.sources import FeatureFile, ImageFiles
-
-__all__ = [
-    "SavedFeatureSource",
-    "FileSource",
-    "Images",
-    "NetworkSource",
-    "Output",
-    "FeatureSource",
-    "open_files",
-]
+from training.model import Sampler
 
 
 @dataclass(frozen=True)
 class Images:
-    """Which images, or points of paths, of a side.
-
-    full: of the whole data set, not of what training used; path: a walk in latent space.
-    """
+    """Which images of a source, or points of paths."""
 
     count: int
     full: bool
-    path: Any = None
+    """Of the whole data set, not of what training used."""
+    path: PathSampling | None = None
+    """A walk in latent space."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +32,9 @@ class Output:
     """Which vectors of images: an output of the metric's standard detector, or of its stand-in."""
 
     standard: str
+    """inception or vgg16."""
     output: str
+    """features, probabilities or lpips."""
 
 
 class FeatureSource(ABC):
@@ -62,8 +55,16 @@ class FeatureSource(ABC):
         """Whether the whole data set is something else than what training used."""
 
     @abstractmethod
-    def require(self, output: str, path: Any = None) -> None:
-        """Raise MetricError where the side has no vectors of that kind."""
+    def require(self, output: str, path: PathSampling | None = None) -> None:
+        """Check that there are vectors of a kind.
+
+        Args:
+            output: Of a detector.
+            path: A walk in latent space, or None for images.
+
+        Raises:
+            MetricError: There are none.
+        """
 
     @abstractmethod
     def producer(self, images: Images, feature_fns: Sequence[FeatureFn]) -> Producer:
@@ -92,7 +93,7 @@ class FileSource(FeatureSource):
         """Whether a subset or mirrored images were used for training."""
         return self.available(True) != self.available(False) or self._files.view(False).flipped
 
-    def require(self, output: str, path: Any = None) -> None:
+    def require(self, output: str, path: PathSampling | None = None) -> None:
         """Refuse what is not of images."""
         _refuse_paths(path)
 
@@ -125,7 +126,7 @@ class SavedFeatureSource(FeatureSource):
         """Nothing is known about training."""
         return False
 
-    def require(self, output: str, path: Any = None) -> None:
+    def require(self, output: str, path: PathSampling | None = None) -> None:
         """Refuse what is not of images, and probabilities where there are none."""
         _refuse_paths(path)
         if output == "probabilities" and not _are_probabilities(self.file.rows):
@@ -141,15 +142,25 @@ class SavedFeatureSource(FeatureSource):
 class NetworkSource(FeatureSource):
     """Images of a generator.
 
-    labels: class numbers or vectors of the data set by `full`, to draw from for a conditional one.
+    Args:
+        sampler: Makes them.
+        labels: Of the data set, by `full`: class numbers int64 [N] or vectors float32 [N, c_dim]
+            to draw from; None for an unconditional generator.
+        seed: Of latents and labels.
+        noise_mode: Noise inputs of the generator: random, const or none.
+
+    Raises:
+        MetricError: The labels do not fit the generator.
     """
 
     def __init__(
-        self, G: Any, labels: dict[bool, np.ndarray] | None, seed: int, noise_mode: str
+        self, sampler: Sampler, labels: dict[bool, np.ndarray] | None, seed: int, noise_mode: str
     ) -> None:
-        self._G, self._seed, self._noise_mode = G, seed, noise_mode
-        self._labels = labels and {key: label_rows(rows, G.c_dim) for key, rows in labels.items()}
-        self.size = (G.img_resolution, G.img_resolution)
+        self._sampler, self._seed, self._noise_mode = sampler, seed, noise_mode
+        self._labels = None
+        if labels is not None:
+            self._labels = {full: label_rows(rows, sampler.c_dim) for full, rows in labels.items()}
+        self.size = (sampler.img_resolution, sampler.img_resolution)
 
     def available(self, full: bool) -> None:
         """As many as one likes."""
@@ -157,18 +168,20 @@ class NetworkSource(FeatureSource):
 
     def distinguishes(self, full: bool) -> bool:
         """Labels are drawn from the whole data set or from what training used of it."""
-        return self._labels is not None and not np.array_equal(*self._labels.values())
+        labels = self._labels
+        return labels is not None and not np.array_equal(labels[True], labels[False])
 
-    def require(self, output: str, path: Any = None) -> None:
+    def require(self, output: str, path: PathSampling | None = None) -> None:
         """A generator gives all."""
 
     def producer(self, images: Images, feature_fns: Sequence[FeatureFn]) -> Producer:
         """Features of generated images, or lengths of paths."""
-        latents = Latents(self._seed, self._labels and self._labels[images.full])
+        labels = None if self._labels is None else self._labels[images.full]
+        latents = Latents(self._seed, labels)
         if images.path is not None:
             [feature_fn] = feature_fns
-            return PathLengths(self._G, feature_fn, latents, images.path)
-        return GeneratedFeatures(self._G, feature_fns, latents, self._noise_mode)
+            return PathLengths(self._sampler, feature_fn, latents, images.path)
+        return GeneratedFeatures(self._sampler, feature_fns, latents, self._noise_mode)
 
 
 class _Saved:
@@ -185,7 +198,7 @@ class _Saved:
         return [self._rows[start:stop]] * self._kinds
 
 
-def _refuse_paths(path: Any) -> None:
+def _refuse_paths(path: PathSampling | None) -> None:
     if path is not None:
         raise MetricError("path lengths need a snapshot: they are walks through latent space")
 
@@ -195,7 +208,34 @@ def _are_probabilities(rows: np.ndarray) -> bool:
 
 
 def open_files(path: str, **view: Any) -> FeatureSource:
-    """The side that a path stands for: a folder or zip of images, or a .npz of features."""
+    """The source that a path stands for: a folder or zip of images, or a .npz of features.
+
+    Args:
+        path: Of it.
+        view: What to use of images, as for `metrics.sources.ImageFiles`.
+
+    Raises:
+        MetricError: It cannot be used.
+    """
     if str(path).lower().endswith(".npz"):
         return SavedFeatureSource(FeatureFile(path))
     return FileSource(ImageFiles(path, **view))
+
+
+def comparison_warnings(real: FeatureSource | None, generated: FeatureSource) -> list[str]:
+    """Differences between real and generated images that change results but are not the model's."""
+    if real is None:
+        return []
+    warnings = []
+    if real.size and generated.size and real.size != generated.size:
+        warnings.append(
+            "the real images are {}x{}, the others {}x{}: resizing alone changes results".format(
+                *real.size, *generated.size
+            )
+        )
+    if real.resampling and generated.resampling and real.resampling != generated.resampling:
+        warnings.append(
+            f"the real images were resized by the filter {real.resampling!r}, the others by "
+            f"{generated.resampling!r}: that alone changes results"
+        )
+    return warnings

@@ -10,10 +10,9 @@ from metrics import MetricError
 from metrics.moments import Moments, MomentsAccumulator
 from torch_utils import distributed
 
-__all__ = ["Collected", "FeatureFn", "Producer", "collect", "require_finite"]
-
 FeatureFn = Callable[..., np.ndarray]
-"""f(images, start=index of the first) -> vectors [n, D]: a detector and one of its outputs."""
+"""A detector and one of its outputs: f(images [n, C, H, W], start=index of the first) returns
+vectors float32 [n, D]."""
 
 
 class Producer(Protocol):
@@ -21,12 +20,15 @@ class Producer(Protocol):
 
     def prepare(self, start: int, stop: int) -> None:
         """Hint that these will be asked for next."""
+        ...
 
     def rows(self, start: int, stop: int) -> list[np.ndarray]:
-        """Vectors [stop - start, D], float32, of every kind.
+        """Vectors float32 [stop - start, D] of every kind.
 
-        Raises MetricError naming an index that is bad.
+        Raises:
+            MetricError: One cannot be made; its index is named.
         """
+        ...
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,26 @@ class Collected:
     count: int
     moments: Moments | None = None
     rows: np.ndarray | None = None
+    """[count, D], float32 where a detector made them."""
+
+    @property
+    def width(self) -> int:
+        """Length D of a feature vector."""
+        return len(self.moments.mean) if self.moments is not None else self.require_rows().shape[1]
+
+    def require_moments(self) -> Moments:
+        """The moments, for a metric that declares the statistic "moments"."""
+        if self.moments is None:
+            raise ValueError(
+                "no moments were collected: a metric has to declare that it needs some"
+            )
+        return self.moments
+
+    def require_rows(self) -> np.ndarray:
+        """The vectors [count, D], for a metric that declares the statistic "rows"."""
+        if self.rows is None:
+            raise ValueError("no rows were collected: a metric has to declare that it needs them")
+        return self.rows
 
 
 class _Collector:
@@ -70,12 +92,22 @@ def collect(
     progress: Callable[[Iterable, str], Iterable] = lambda steps, title: steps,
     title: str = "features",
 ) -> list[Collected] | None:
-    """Statistics of the vectors 0 to count - 1 of every kind; None but on the first process.
+    """Make vectors, in every process, and keep statistics of them.
 
-    wanted: for every kind that the producer makes, "moments", "rows" or both. Batch j always holds
-    the same indices and is made by process j modulo their number; the first process takes them in
-    order. One and many processes therefore see the same numbers, to the bit where the device
-    computes them so.
+    Batch j always holds the same indices and is made by process j modulo their number; the first
+    process takes them in order. One and many processes therefore see the same numbers, to the bit
+    where the device computes them so.
+
+    Args:
+        producer: Makes the vectors.
+        count: How many of every kind: indices 0 to count - 1.
+        wanted: "moments", "rows" or both, for every kind that the producer makes.
+        batch: Vectors made at once.
+        progress: Wraps a sequence of steps, with a title, in a progress bar.
+        title: Of the progress bar.
+
+    Returns:
+        Statistics of every kind; None except on the first process.
     """
     rank, world_size = distributed.get_rank(), distributed.get_world_size()
     collectors = [_Collector(statistics, count) for statistics in wanted]
@@ -95,9 +127,15 @@ def collect(
 
 
 def require_finite(rows: np.ndarray, start: int, what: str) -> None:
-    """Raise MetricError with the index of the first item that holds NaN or infinity.
+    """Check that there is neither NaN nor infinity.
 
-    rows: [n, ...]; start: index of the first; what: names an item, such as "image".
+    Args:
+        rows: [n, ...], floating-point.
+        start: Index of the first item.
+        what: Names an item, such as "image".
+
+    Raises:
+        MetricError: There is; the first item that holds it is named.
     """
     finite = np.isfinite(rows).reshape(len(rows), -1).all(axis=1)
     if not finite.all():

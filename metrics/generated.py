@@ -10,7 +10,6 @@ of its own, drawn in the same way, so that a distance is of the step alone and n
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,9 +18,9 @@ from metrics import MetricError
 from metrics.features import FeatureFn, require_finite
 from metrics.measures.perceptual_path import PathSampling
 from metrics.registry import MAX_COUNT
-from training.snapshot import quantize
-
-__all__ = ["MAX_SEED", "GeneratedFeatures", "Latents", "PathLengths", "label_rows"]
+from torch_utils.image_values import denormalize, quantize
+from training.data.labels import one_hot
+from training.model import Sampler
 
 MAX_SEED = 2**32 // MAX_COUNT - 1
 _GROUP = 4  # images synthesised at once: part of what an image with random noise is
@@ -30,13 +29,23 @@ _PATH_RESOLUTION = 256  # larger images are shrunk before their perceptual dista
 
 @dataclass(frozen=True)
 class Latents:
-    """Where latents and labels come from. labels: float32 [N, c_dim] to choose from, or None."""
+    """Where latents and labels come from."""
 
     seed: int = 0
     labels: np.ndarray | None = None
+    """float32 [N, c_dim] to choose from; None for an unconditional generator."""
 
     def draw(self, index: int, sizes: list[int]) -> tuple[list[np.ndarray], np.ndarray, float]:
-        """Normal vectors of the given sizes, a label [c_dim], and a number in [0, 1)."""
+        """What belongs to one index, always the same.
+
+        Args:
+            index: From 0 to MAX_COUNT - 1.
+            sizes: Of the vectors.
+
+        Returns:
+            Normal vectors float32 of the given sizes, a label float32 [c_dim], and a number in
+            [0, 1).
+        """
         rng = np.random.RandomState(self.seed * MAX_COUNT + index)
         vectors = [rng.randn(size).astype(np.float32) for size in sizes]
         label = np.zeros(0, np.float32)
@@ -46,9 +55,20 @@ class Latents:
 
 
 def label_rows(labels: np.ndarray, c_dim: int) -> np.ndarray:
-    """Class numbers [N] or vectors [N, c_dim] as float32 [N, c_dim]; MetricError if they differ."""
+    """Labels of a data set as a generator takes them.
+
+    Args:
+        labels: Class numbers int64 [N] or vectors float32 [N, D].
+        c_dim: Length of the generator's labels.
+
+    Returns:
+        float32 [N, c_dim].
+
+    Raises:
+        MetricError: The data set has other labels than the generator.
+    """
     if labels.ndim == 1 and labels.max() < c_dim:
-        return np.eye(c_dim, dtype=np.float32)[labels]
+        return one_hot(labels, c_dim)
     if labels.ndim == 2 and labels.shape[1] == c_dim:
         return labels
     found = labels.max() + 1 if labels.ndim == 1 else labels.shape[1]
@@ -58,15 +78,14 @@ def label_rows(labels: np.ndarray, c_dim: int) -> np.ndarray:
 class _FromGenerator:
     """What images and paths have in common."""
 
-    def __init__(self, G: Any, latents: Latents) -> None:
-        self._G, self._latents = G, latents
-        self._device = next(G.parameters()).device
+    def __init__(self, sampler: Sampler, latents: Latents) -> None:
+        self._sampler, self._latents = sampler, latents
 
     def prepare(self, start: int, stop: int) -> None:
         """Nothing to do ahead."""
 
     def rows(self, start: int, stop: int) -> list[np.ndarray]:
-        """Rows [stop - start, D], made in groups that do not depend on the batch."""
+        """Rows float32 [stop - start, D], made in groups that do not depend on the batch."""
         first = start - start % _GROUP
         with torch.inference_mode():
             parts = [self._group(i) for i in range(first, stop, _GROUP)]
@@ -74,38 +93,51 @@ class _FromGenerator:
         return self._finish(made, start)
 
     def _group(self, first: int) -> torch.Tensor:
-        """The _GROUP items from index `first` on."""
+        """The _GROUP items [_GROUP, ...] from index `first` on."""
         raise NotImplementedError
 
     def _finish(self, made: torch.Tensor, start: int) -> list[np.ndarray]:
+        """Rows of every kind from items that were made; start: index of the first."""
         raise NotImplementedError
 
-    def _draw(self, first: int, vectors: int) -> tuple[list[torch.Tensor], torch.Tensor, Any]:
-        sizes = [self._G.z_dim] * vectors
+    def _draw(
+        self, first: int, vectors: int
+    ) -> tuple[list[torch.Tensor], torch.Tensor, torch.Tensor]:
+        """Of _GROUP items: some z [_GROUP, z_dim], labels [_GROUP, c_dim], numbers [_GROUP]."""
+        sizes = [self._sampler.z_dim] * vectors
+        device = self._sampler.device
         drawn = [self._latents.draw(i, sizes) for i in range(first, first + _GROUP)]
         latents = [np.stack([d[0][v] for d in drawn]) for v in range(vectors)]
-        z = [torch.from_numpy(latent).to(self._device) for latent in latents]
-        c = torch.from_numpy(np.stack([d[1] for d in drawn])).to(self._device)
-        t = torch.tensor([d[2] for d in drawn], dtype=torch.float32, device=self._device)
+        z = [torch.from_numpy(latent).to(device) for latent in latents]
+        c = torch.from_numpy(np.stack([d[1] for d in drawn])).to(device)
+        t = torch.tensor([d[2] for d in drawn], dtype=torch.float32, device=device)
         return z, c, t
 
 
 class GeneratedFeatures(_FromGenerator):
     """What detectors say about generated images; a `metrics.features.Producer`.
 
-    noise_mode: random, const or none.
+    Args:
+        sampler: Makes the images.
+        feature_fns: What is said about them.
+        latents: What they are made of.
+        noise_mode: random, const or none.
     """
 
     def __init__(
-        self, G: Any, feature_fns: Sequence[FeatureFn], latents: Latents, noise_mode: str = "random"
+        self,
+        sampler: Sampler,
+        feature_fns: Sequence[FeatureFn],
+        latents: Latents,
+        noise_mode: str = "random",
     ) -> None:
-        super().__init__(G, latents)
+        super().__init__(sampler, latents)
         self._feature_fns, self._noise_mode = feature_fns, noise_mode
 
     def _group(self, first: int) -> torch.Tensor:
         [z], c, _ = self._draw(first, 1)
         torch.manual_seed(self._latents.seed * MAX_COUNT + first)  # of the noise inputs
-        return self._G(z, c, noise_mode=self._noise_mode).float()
+        return self._sampler.images(self._sampler.latents(z, c), self._noise_mode)
 
     def _finish(self, made: torch.Tensor, start: int) -> list[np.ndarray]:
         finite = made.isfinite().flatten(1).all(dim=1).cpu().numpy()
@@ -115,24 +147,26 @@ class GeneratedFeatures(_FromGenerator):
 
 
 class PathLengths(_FromGenerator):
-    """Squared perceptual distance over epsilon^2 at points of paths; a Producer of [n, 1].
+    """Squared perceptual distance over epsilon^2 at points of paths; a Producer of float64 [n, 1].
 
-    feature_fn gives vectors whose squared differences are a perceptual distance.
+    Args:
+        sampler: Makes the images; it is not changed.
+        feature_fn: Gives vectors whose squared differences are a perceptual distance.
+        latents: Ends and points of the paths.
+        sampling: How paths are walked.
     """
 
     def __init__(
-        self, G: Any, feature_fn: FeatureFn, latents: Latents, sampling: PathSampling
+        self, sampler: Sampler, feature_fn: FeatureFn, latents: Latents, sampling: PathSampling
     ) -> None:
         # A copy: its noise is drawn anew for every group.
-        super().__init__(copy.deepcopy(G), latents)
+        super().__init__(copy.deepcopy(sampler), latents)
         self._feature_fn, self._sampling = feature_fn, sampling
 
     def _group(self, first: int) -> torch.Tensor:
         (z0, z1), c, t = self._draw(first, 2)
         torch.manual_seed(self._latents.seed * MAX_COUNT + first)
-        for name, buffer in self._G.named_buffers():
-            if name.endswith("noise_const"):
-                buffer.normal_()
+        self._sampler.renew_noise()
         epsilon = self._sampling.epsilon
         t = torch.zeros_like(t) if self._sampling.ends else t
         images = [self._images(self._point(z0, z1, c, at)) for at in (t, t + epsilon)]
@@ -143,17 +177,19 @@ class PathLengths(_FromGenerator):
     def _finish(self, made: torch.Tensor, start: int) -> list[np.ndarray]:
         return [made.numpy()]
 
-    def _point(self, z0: torch.Tensor, z1: torch.Tensor, c: torch.Tensor, t: torch.Tensor):
-        """Style vectors at t in [0, 1] on the paths from z0 to z1."""
+    def _point(
+        self, z0: torch.Tensor, z1: torch.Tensor, c: torch.Tensor, t: torch.Tensor
+    ) -> torch.Tensor:
+        """w at t [n] in [0, 1] on the paths from z0 to z1."""
         if self._sampling.space == "z":
-            return self._G.mapping(slerp(z0, z1, t[:, None]), c)
-        w0, w1 = self._G.mapping(z0, c), self._G.mapping(z1, c)
-        return torch.lerp(w0, w1, t[:, None, None])
+            return self._sampler.latents(slerp(z0, z1, t[:, None]), c)
+        w0, w1 = self._sampler.latents(z0, c), self._sampler.latents(z1, c)
+        return torch.lerp(w0, w1, t.reshape(-1, *[1] * (w0.ndim - 1)))
 
-    def _images(self, ws: torch.Tensor) -> torch.Tensor:
+    def _images(self, w: torch.Tensor) -> torch.Tensor:
         """Images [n, C, h, w] with values around 0..255, not rounded: steps are minute."""
-        # Noise that changed between two points would drown their distance.
-        images = self._G.synthesis(ws, noise_mode="const", force_fp32=True).float()
+        # Noise that changed between two points, or half precision, would drown their distance.
+        images = self._sampler.images(w, noise_mode="const", full_precision=True)
         size = images.shape[2]
         if self._sampling.crop and size >= 8:
             eighth = size // 8
@@ -161,11 +197,20 @@ class PathLengths(_FromGenerator):
         factor = size // _PATH_RESOLUTION
         if factor > 1:
             images = torch.nn.functional.avg_pool2d(images, factor)
-        return (images + 1) * 127.5
+        return denormalize(images)
 
 
 def slerp(a: torch.Tensor, b: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-    """Point at t of the great circle from a's direction to b's; vectors [n, D], t [n, 1]."""
+    """Points of great circles.
+
+    Args:
+        a: Vectors [n, D] in whose directions they begin.
+        b: Vectors [n, D] in whose directions they end.
+        t: Places on them in [0, 1], [n, 1].
+
+    Returns:
+        Unit vectors [n, D].
+    """
     a, b = (v / v.norm(dim=-1, keepdim=True) for v in (a, b))
     cosine = (a * b).sum(dim=-1, keepdim=True).clamp(-1, 1)
     across = b - cosine * a

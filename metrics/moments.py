@@ -25,8 +25,8 @@ class MomentsAccumulator:
 
     def __init__(self) -> None:
         self._count = 0
-        self._mean: np.ndarray | None = None
-        self._scatter: np.ndarray | None = None  # sum of the outer products of deviations
+        self._mean = np.zeros(0)
+        self._scatter = np.zeros([0, 0])  # sum of the outer products of deviations
         self._waiting: list[np.ndarray] = []
         self._num_waiting = 0
 
@@ -61,7 +61,11 @@ class MomentsAccumulator:
         self._count = total
 
     def finish(self) -> Moments:
-        """The moments of all rows. Raises ValueError where there were none."""
+        """The moments of all rows.
+
+        Raises:
+            ValueError: There were none.
+        """
         if self._num_waiting:
             self._take_blocks()
             [rest] = self._waiting

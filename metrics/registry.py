@@ -11,9 +11,12 @@ import pkgutil
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from metrics import MetricError
+
+Values = dict[str, Any]
+"""Results by suffix: a number, or a list of numbers."""
 
 STANDARD_COUNT = 50_000
 MAX_COUNT = 1_000_000  # the seeds of generated images are spaced for that many
@@ -30,7 +33,7 @@ class Metric:
 
     template: str
     """Name with {n} for the number of generated images."""
-    compute: Callable[..., dict[str, Any]] = field(repr=False)
+    compute: Callable[..., Values] = field(repr=False)
     detector: str
     """Standard detector: inception or vgg16."""
     output: str = "features"
@@ -76,13 +79,19 @@ class ComputeSettings:
     """Wraps a sequence of steps in a progress bar."""
 
 
+Compute = TypeVar("Compute", bound=Callable[..., Values])
 _metrics: dict[str, Metric] = {}
 
 
-def register(template: str, **needs: Any) -> Callable[[Callable], Callable]:
-    """Decorator: the function computes the metric of that name; see `Metric` for the needs."""
+def register(template: str, **needs: Any) -> Callable[[Compute], Compute]:
+    """Decorator: the function computes a metric.
 
-    def decorate(compute: Callable) -> Callable:
+    Args:
+        template: Its name, with {n} for the number of images.
+        needs: Further fields of `Metric`.
+    """
+
+    def decorate(compute: Compute) -> Compute:
         metric = Metric(template=template, compute=compute, **needs)
         if metric.name in _metrics:
             raise ValueError(f"two metrics are called {metric.name}")
@@ -108,7 +117,8 @@ def metric_names() -> list[str]:
 def find_metric(name: str) -> Metric:
     """The metric of that name, with any number of generated images.
 
-    Raises MetricError with the known names.
+    Raises:
+        MetricError: There is none; the known names are told.
     """
     _import_measures()
     if name in _metrics:
@@ -131,7 +141,8 @@ def find_metric(name: str) -> Metric:
 def parse_metrics(text: str) -> list[Metric]:
     """Metrics of a comma-separated list, each once; "none" and "" are none.
 
-    Raises MetricError.
+    Raises:
+        MetricError: One is not known.
     """
     names = [name.strip() for name in text.split(",")]
     if names in (["none"], [""]):

@@ -13,11 +13,15 @@ from metrics.evaluation import Result
 from training.monitor.metric_records import read_records
 from training.monitor.reporting import format_time
 
-__all__ = ["append_result", "describe", "json_line", "keep_best", "run_dir_of"]
-
 
 def json_line(result: Result, snapshot: str | None, run_dir: Path | None = None) -> str:
-    """The record of a result: the official fields, then ours (detector, counts, seed)."""
+    """The record of a result: the official fields, then ours (detector, counts, seed).
+
+    Args:
+        result: It.
+        snapshot: What was measured, by path or URL.
+        run_dir: Folder of the run that the snapshot lies in, if it does.
+    """
     name = snapshot
     if snapshot is not None and run_dir is not None:
         name = Path(snapshot).name
@@ -45,7 +49,16 @@ def run_dir_of(snapshot: str) -> Path | None:
 
 
 def append_result(run_dir: Path, result: Result, line: str) -> None:
-    """Add a line to metric-NAME.jsonl of a run folder. Raises OSError."""
+    """Add a line to metric-NAME.jsonl of a run folder.
+
+    Args:
+        run_dir: The folder.
+        result: What was measured.
+        line: Its `json_line`.
+
+    Raises:
+        OSError: It cannot be written.
+    """
     append_whole(run_dir / f"metric-{result.metric}.jsonl", f"{line}\n".encode())
 
 
@@ -73,8 +86,18 @@ def keep_best(run_dir: Path, result: Result, snapshot: Path) -> list[Path]:
     """Copy a snapshot to network-best-METRIC.pkl for every value that is the best of the run.
 
     Call it after append_result(): the run's earlier values are read from its JSON lines, so that
-    a run that is continued remembers. Values are compared with those that were measured alike.
-    Returns the files written. Raises OSError.
+    a run that is resumed remembers. Values are compared with those that were measured alike.
+
+    Args:
+        run_dir: The run folder.
+        result: What was measured.
+        snapshot: Of what, a file in the folder.
+
+    Returns:
+        The files written.
+
+    Raises:
+        OSError: One cannot be written.
     """
     history = read_records(run_dir / f"metric-{result.metric}.jsonl")[:-1]
     history = [record for record in history if _is_alike(record, result)]
@@ -104,7 +127,7 @@ def _is_alike(record: dict[str, Any], result: Result) -> bool:
     same = {"num_real": result.num_real, "num_generated": result.num_generated, **result.settings}
     detector = record.get("detector")
     sha256 = detector.get("sha256") if isinstance(detector, dict) else None
-    return sha256 == (result.detector or {}).get("sha256") and all(
+    return sha256 == result.detector["sha256"] and all(
         record.get(name) == value for name, value in same.items()
     )
 

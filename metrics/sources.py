@@ -1,33 +1,31 @@
 """Image files to measure: a folder or zip of any images of one size, or saved features."""
 
 import hashlib
-import json
 import os
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
+from dnnlib.hashing import file_sha256
 from dnnlib.util import first_line
 from metrics import MetricError
-from metrics.detectors import file_sha256
 from metrics.features import FeatureFn, require_finite
 from training.data.convert.image_transforms import to_grey_or_rgb
+from training.data.dataset_json import read_labels, read_meta
 from training.data.image_files import (
     DatasetError,
     image_names,
     open_image,
     open_store,
-    read_file,
     read_image_header,
-    read_labels,
 )
-
-__all__ = ["FeatureFile", "ImageFiles", "View"]
+from training.data.labels import label_array
+from training.dataset import subset_indices
 
 _DECODERS = 4  # threads; Pillow lets others run while it decodes
 
@@ -44,8 +42,16 @@ class ImageFiles:
 
     Grey images have one channel, RGB images three; where both occur all have three. An alpha
     channel is dropped, as dataset_tool.py does. Images must be of one size, which need not be
-    square. max_size and random_seed choose the subset that training used, xflip adds its mirrored
-    copies. Raises MetricError.
+    square.
+
+    Args:
+        path: The folder or zip.
+        max_size: Number of images that training used; None: all.
+        xflip: Whether training used their mirrored copies, too.
+        random_seed: Chose those that training used.
+
+    Raises:
+        MetricError: They cannot be measured.
     """
 
     def __init__(
@@ -55,13 +61,11 @@ class ImageFiles:
         xflip: bool = False,
         random_seed: int = 0,
     ) -> None:
-        from training.dataset import subset_indices
-
         self.path = os.fspath(path)
         try:
             self._store = open_store(path)
             self._names = image_names(self._store)
-            self._meta = _meta(self._store)
+            self._meta = read_meta(self._store)
         except DatasetError as error:
             raise MetricError(first_line(error).rstrip(".")) from None
         if not self._names:
@@ -73,7 +77,7 @@ class ImageFiles:
             raise MetricError(first_line(error).rstrip(".")) from None
         self._whole = View(np.arange(len(self._names)))
         self._training = View(chosen, xflip)
-        self._labels = False
+        self._labels: np.ndarray | None = None
 
     def view(self, full: bool) -> View:
         """All images, or those that training used."""
@@ -91,9 +95,13 @@ class ImageFiles:
     def labels(self, full: bool) -> np.ndarray:
         """Labels of a view: class numbers int64 [N], vectors float32 [N, D].
 
-        Raises MetricError where an image has none.
+        Args:
+            full: Whether of all images, as for `view`.
+
+        Raises:
+            MetricError: An image has none.
         """
-        if self._labels is False:
+        if self._labels is None:
             self._labels = self._read_labels()
         view = self.view(full)
         rows = self._labels[view.indices]
@@ -106,25 +114,32 @@ class ImageFiles:
             raise MetricError(first_line(error).rstrip(".")) from None
         if any(name not in labels for name in self._names):
             raise MetricError(f"'{self.path}' lacks labels in dataset.json, which are needed here")
-        rows = [labels[name] for name in self._names]
-        return np.array(rows, np.int64 if isinstance(rows[0], int) else np.float32)
+        return label_array(labels, self._names)
 
     def digest(self) -> str:
-        """Hash of names and contents of all images, hex.
+        """SHA-256 of names and contents of all images, 64 hexadecimal digits.
 
         A zip's directory holds the CRC-32 of every file, so that it need not be read whole.
         """
-        digest = hashlib.sha256()
+        found = hashlib.sha256()
         for name in self._names:
-            digest.update(f"{name}\0{self._store.fingerprint(name)}\n".encode())
-        return digest.hexdigest()
+            found.update(f"{name}\0{self._store.fingerprint(name)}\n".encode())
+        return found.hexdigest()
 
     def producer(self, feature_fns: Sequence[FeatureFn], view: View) -> "FileFeatures":
         """Features of the images of a view."""
         return FileFeatures(self, feature_fns, view)
 
     def decode(self, index: int, flipped: bool = False) -> np.ndarray:
-        """One image, uint8 [C, H, W] with C 1 or 3. Raises MetricError with its name."""
+        """One image, uint8 [C, H, W] with C 1 or 3.
+
+        Args:
+            index: Its place in the order of names.
+            flipped: Whether to mirror it.
+
+        Raises:
+            MetricError: It cannot be read; its name is told.
+        """
         name = self._names[index]
         try:
             with open_image(self._store, name) as opened:
@@ -192,7 +207,10 @@ class FileFeatures:
 class FeatureFile:
     """Saved features: a .npz file with an array `features` [N, D] of real numbers.
 
-    rows are float32. Raises MetricError.
+    `rows` are float32 [N, D], `sha256` is the file's.
+
+    Raises:
+        MetricError: It cannot be used.
     """
 
     def __init__(self, path: str | os.PathLike) -> None:
@@ -220,14 +238,3 @@ def _read_features(path: str) -> np.ndarray:
     raise MetricError(
         f"'{path}' has no array called features; make it with numpy.savez(FILE, features=ARRAY)"
     )
-
-
-def _meta(store: Any) -> dict[str, Any]:
-    """What dataset_tool.py recorded about the archive; empty where it did not make it."""
-    if not store.exists("dataset.json"):
-        return {}
-    try:
-        meta = json.loads(read_file(store, "dataset.json")).get("meta")
-    except (ValueError, AttributeError):  # read_labels() complains where it matters
-        return {}
-    return meta if isinstance(meta, dict) else {}

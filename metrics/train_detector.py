@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from dnnlib.command import UserCommand
+from dnnlib.errors import OptionError, UserError
 from metrics import MetricError
 
 if TYPE_CHECKING:
@@ -26,9 +28,17 @@ _MAX_BYTES = 2 << 30  # of images, which are all held in memory
 
 
 def read_labelled(path: str, seed: int) -> "tuple[torch.Tensor, torch.Tensor]":
-    """Images uint8 [N, C, H, W] and class numbers int64 [N]: all, or as many as 2 GiB hold.
+    """Read a data set to train on: all of it, or as many images as 2 GiB hold.
 
-    Raises MetricError.
+    Args:
+        path: Folder or zip.
+        seed: Chooses the images where there are too many.
+
+    Returns:
+        Images uint8 [N, C, H, W], and class numbers int64 [N].
+
+    Raises:
+        MetricError: It cannot be read, or has no classes.
     """
     import numpy as np
     import torch
@@ -68,37 +78,45 @@ def _problem_of(out: str) -> str | None:
     return None
 
 
-@click.command(help=__doc__, context_settings={"show_default": True, "max_content_width": 100})
+@click.command(
+    cls=UserCommand, help=__doc__, context_settings={"show_default": True, "max_content_width": 100}
+)
 @click.option("--data", required=True, metavar="PATH", help="Zip or folder with class labels")
 @click.option("--out", required=True, metavar="PT", help="File to write; its name marks results")
 @click.option("--steps", type=click.IntRange(min=1), default=1500, help="Steps to train")
-@click.option("--seconds", type=click.FloatRange(min=0, min_open=True), default=300.0,
-              help="Stop after that long, with a warning, whatever is left of the steps",
-              )  # fmt: skip
-@click.option("--seed", type=click.IntRange(min=0), default=0,
-              help="Seed of everything random: the same one makes the same network",
-              )  # fmt: skip
+@click.option(
+    "--seconds",
+    type=click.FloatRange(min=0, min_open=True),
+    default=300.0,
+    help="Stop after that long, with a warning, whatever is left of the steps",
+)
+@click.option(
+    "--seed",
+    type=click.IntRange(min=0),
+    default=0,
+    help="Seed of everything random: the same one makes the same network",
+)
 @click.option("--device", metavar="NAME", help="cuda or cpu  [default: cuda where there is one]")
-def main(data: str, out: str, steps: int, seconds: float, seed: int, device: str | None):
+def main(data: str, out: str, steps: int, seconds: float, seed: int, device: str | None) -> None:
     """Read, train, save."""
     problem = _problem_of(out)
     if problem is not None:
-        raise click.UsageError(f"--out={out}: {problem}.")
+        raise OptionError(f"--out={out}: {problem}.")
     from metrics.classifier import FEATURES, HELD_OUT, Plan, save_detector, train_classifier
     from torch_utils.devices import find_device
 
     logging.basicConfig(format="%(message)s", stream=sys.stderr, force=True)
     try:
         target = find_device(device)
-        images, labels = read_labelled(data, seed)
     except ValueError as error:
-        raise click.ClickException(f"{error}.") from None
+        raise OptionError(f"{error}.") from error
+    images, labels = read_labelled(data, seed)
     plan = Plan(steps=steps, seconds=seconds, seed=seed)
     network, accuracy = train_classifier(images.to(target), labels.to(target), plan)
     try:
         save_detector(network, out)
     except OSError as error:
-        raise click.ClickException(f"Cannot write --out={out}: {error.strerror}.") from None
+        raise UserError(f"Cannot write --out={out}: {error.strerror}.") from error
     click.echo(
         f"Saved {out}: {int(labels.max()) + 1} classes, {FEATURES} features, accuracy "
         f"{accuracy:.1%} on {len(images) // HELD_OUT} images that it was not trained on"

@@ -5,7 +5,10 @@ imported by name, when they are needed.
 """
 
 import importlib
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from training.model import Sampler
 
 
 class Family(NamedTuple):
@@ -13,6 +16,7 @@ class Family(NamedTuple):
 
     settings: str  # a subclass of `training.settings.config.TrainingConfig`; imports no torch
     model: str  # fulfils `training.model.Model`
+    sampler: str  # fulfils `training.model.Sampler`; takes a network
     networks: tuple[str, ...]  # modules whose classes a snapshot may name
 
 
@@ -20,6 +24,7 @@ FAMILIES = {
     "stylegan2": Family(
         settings="models.stylegan2.settings:StyleGAN2Config",
         model="models.stylegan2.model:StyleGAN2Model",
+        sampler="models.stylegan2.sampler:StyleGAN2Sampler",
         networks=("training.networks", "training.augment"),
     )
 }
@@ -47,3 +52,15 @@ def family_of(network: object) -> str:
         if module in family.networks:
             return name
     raise LookupError(f"{type(network).__name__} belongs to no family of networks")
+
+
+def sampler_of(network: object) -> "Sampler":
+    """What makes images with a generator.
+
+    Args:
+        network: A generator of any family, which is not changed.
+
+    Raises:
+        LookupError: The network belongs to no family, or is no generator.
+    """
+    return load(FAMILIES[family_of(network)].sampler)(network)

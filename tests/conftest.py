@@ -34,7 +34,7 @@ def plain_operators():
 @pytest.fixture
 def no_curves(monkeypatch):
     """Runs draw no learning curves; see `tests.train_cli.without_curves`."""
-    monkeypatch.setattr("training.training_loop.save_curves", lambda run_dir: None)
+    monkeypatch.setattr("training.monitor.page.save_curves", lambda run_dir: None)
 
 
 @pytest.fixture

@@ -147,7 +147,7 @@ def test_the_seed_and_the_noise_change_the_images(files):
         (["--batch=0"], "--batch"),
         (["--memory=0"], "--memory"),
         (["--gpus=0"], "--gpus"),
-        (["--network=no.pkl"], "cannot read --network=no.pkl: No such file"),
+        (["--network=no.pkl"], "Cannot read --network=no.pkl: No such file"),
     ],
 )
 def test_usage(options, message):

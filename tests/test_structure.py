@@ -1,7 +1,6 @@
 """What docs/architecture.md promises about the whole tree."""
 
 import ast
-import dataclasses
 import subprocess
 import sys
 from pathlib import Path
@@ -9,19 +8,24 @@ from pathlib import Path
 import pytest
 
 import train
-from training.settings.config import TrainingConfig
+from training.settings.families import config_classes
+from training.settings.setting import settings_of
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("training", "metrics", "coopinit_patch", "torch_utils", "dnnlib")
+PACKAGES = ("models", "training", "metrics", "coopinit_patch", "torch_utils", "dnnlib")
 DOORS = tuple(sorted(path.stem for path in ROOT.glob("*.py")))
 SOURCES = [path for name in PACKAGES for path in sorted((ROOT / name).rglob("*.py"))]
 SOURCES += [ROOT / f"{name}.py" for name in DOORS]
-BIG = {"networks.py", "augment.py"}  # long lists of layers and of augmentations
+# Long lists of layers and of augmentations, an argument a line. Snapshots carry each whole: the
+# files cannot be split.
+BIG = {"networks.py", "augment.py"}
 
 # What a package may import of this project. The front doors may import anything but each other.
 MAY_IMPORT = {
-    # A snapshot to start from is read by the same code that the front doors use.
-    "training": {"training", "coopinit_patch", "torch_utils", "dnnlib", "legacy"},
+    "models": {"models", "training", "coopinit_patch", "torch_utils", "dnnlib", "legacy"},
+    # A snapshot to start from is read by the same code that the front doors use. Of models only the
+    # list of families is known here.
+    "training": {"models", "training", "coopinit_patch", "torch_utils", "dnnlib", "legacy"},
     # Training is told what to measure by train.py, and imports nothing of metrics.
     "metrics": {"metrics", "training", "torch_utils", "dnnlib", "legacy"},
     "coopinit_patch": {"coopinit_patch"},
@@ -53,6 +57,12 @@ def test_imports_go_one_way(path):
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=name_of)
+def test_training_knows_no_family_by_name(path):
+    if path.relative_to(ROOT).parts[0] == "training":
+        assert not [name for name in imports(path) if name.startswith("models.")]
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name_of)
 def test_dependencies_of_the_lower_rooms(path):
     package = path.relative_to(ROOT).parts[0]
     found = {name.split(".")[0] for name in imports(path)}
@@ -73,7 +83,7 @@ def test_the_official_repo_can_load_what_snapshots_carry(name):
 @pytest.mark.parametrize("path", SOURCES, ids=name_of)
 def test_length_of_files(path):
     lines = path.read_text(encoding="utf-8").splitlines()
-    assert len(lines) <= (600 if path.name in BIG else 400)
+    assert len(lines) <= (850 if path.name in BIG else 400)
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=name_of)
@@ -115,10 +125,16 @@ NOT_SETTINGS = {
 
 
 def test_an_option_is_a_setting():
-    settings = {field.name for field in dataclasses.fields(TrainingConfig)}
+    settings = {
+        name
+        for family in config_classes().values()
+        for name, declared in settings_of(family).items()
+        if declared.option
+    }
     options = {parameter.name for parameter in train.main.params}
     assert options - settings == NOT_SETTINGS
     assert not NOT_SETTINGS & settings
+    assert settings <= options
 
 
 def test_every_option_is_documented():

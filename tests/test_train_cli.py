@@ -26,8 +26,7 @@ from tests.train_cli import (
     trained,
     without_curves,
 )
-from training.settings.config import TrainingConfig
-from training.settings.presets import CFG_NAMES
+from training.settings.families import config_from_json, preset_names
 
 ROOT = Path(train.__file__).parent
 FORK = "ignore::DeprecationWarning:multiprocessing.popen_fork"  # see tiny.starts_workers
@@ -51,7 +50,7 @@ def test_contents_of_the_run_folder(first):
     assert run_dir.name == "00000-tiny-digits-gamma0-kimg2-batch96-coop1-coopsteps2"
     [events] = run_dir.glob("events.out.tfevents.*")
     states = {path.name for path in run_dir.glob("checkpoint-*.pt")}
-    assert {name[:31] for name in states} == {
+    assert {name[:27] for name in states} == {
         "checkpoint-000002-000001056", "checkpoint-000003-000002016",
     }  # fmt: skip
     assert {path.name for path in run_dir.iterdir()} == {
@@ -65,7 +64,7 @@ def test_contents_of_the_run_folder(first):
 
 
 def test_recorded_options(first, data):
-    config = TrainingConfig.from_json((first[0] / "training_options.json").read_text())
+    config = config_from_json((first[0] / "training_options.json").read_text())
     assert (config.data, config.resolution, config.batch) == (data, 8, 96)
     assert (config.kimg, config.coop_kimg, config.coop_steps, config.gamma) == (2, 1, 2, 0)
 
@@ -242,7 +241,7 @@ def test_options_of_the_cooperative_stage(data):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("cfg", CFG_NAMES)
+@pytest.mark.parametrize("cfg", preset_names())
 def test_presets(data, cfg):
     result = invoke(f"--data={data}", "-n", f"--cfg={cfg}", "--resume=ffhq256")
     assert result.exit_code == 0, result.output

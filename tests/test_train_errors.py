@@ -8,13 +8,15 @@ import numpy as np
 import pytest
 
 import train
+from dnnlib.errors import last_line
 from tests import make_data, tiny
 from tests.hostile_pickles import HOSTILE
 from tests.train_cli import FEW_CHANNELS, SMALL, refused, snapshot, trained, without_curves
-from training.launch.command import last_line
+from training import training_loop
+from training.launch import session
 from training.run.checkpoint import find_checkpoints
+from training.settings.options import NumberOrWord
 from training.snapshot import save_snapshot
-from training.training_loop import TrainingRun
 
 pytestmark = without_curves
 
@@ -29,8 +31,7 @@ def data(tmp_path_factory):
 NUMERIC = [
     parameter.opts[0]
     for parameter in train.main.params
-    if isinstance(parameter.type, train.FloatOrLiteral)
-    or parameter.type in (click.INT, click.FLOAT)
+    if isinstance(parameter.type, NumberOrWord) or parameter.type in (click.INT, click.FLOAT)
 ]
 
 
@@ -223,38 +224,38 @@ def test_a_run_that_diverges_goes_back_once_if_asked_to(data, tmp_path):
 def test_an_archive_that_is_replaced_while_training(data, tmp_path, monkeypatch):
     path = tmp_path / "data.zip"
     path.write_bytes(Path(data).read_bytes())
-    iterate = TrainingRun.iterate
+    iterate = training_loop.iterate
 
     def iterate_and_replace(run):
         iterate(run)
-        if run.state.nimg == 256:
+        if run.nimg == 256:
             tiny.write_data(tmp_path / "other.zip", count=41)
             (tmp_path / "other.zip").replace(path)
 
-    monkeypatch.setattr(TrainingRun, "iterate", iterate_and_replace)
+    monkeypatch.setattr(training_loop, "iterate", iterate_and_replace)
     monkeypatch.setattr("training.monitor.reporting.KIMG_PER_TICK", 0.3)
     outdir = tmp_path / "runs"
     options = (f"--data={path}", f"--outdir={outdir}", "--batch=128", *TINY)
     line = refused(*SMALL, *options, code=1)
     assert f"'{path}' has been replaced by other data since it was opened; put it back" in line
-    monkeypatch.setattr(TrainingRun, "iterate", iterate)
+    monkeypatch.setattr(training_loop, "iterate", iterate)
     [run_dir] = outdir.iterdir()
     assert find_checkpoints(run_dir)[0].nimg == 512, "all that was trained"
     line = refused(*SMALL, *options, code=1)
     assert f"the data in '{path}' have changed since '{run_dir}' was trained on them" in line
     path.write_bytes(Path(data).read_bytes())
     _, output = trained(*options)
-    assert "Going on with the unfinished run" in output
+    assert "Resuming the unfinished run" in output
 
 
 def test_a_run_is_not_removed_with_its_first_picture(data, tmp_path, monkeypatch):
-    train = TrainingRun.train
+    train = training_loop.train
 
     def train_and_lose(run):
         train(run)
         (run.run_dir / "reals.png").unlink()
 
-    monkeypatch.setattr(TrainingRun, "train", train_and_lose)
+    monkeypatch.setattr(session, "train", train_and_lose)
     run_dir, _ = trained(f"--data={data}", f"--outdir={tmp_path}", *TINY)
     assert find_checkpoints(run_dir)
 

@@ -17,8 +17,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import train
 from tests import tiny
 from tests.train_cli import snapshot, ticks
+from training import training_loop
 from training.run.checkpoint import KEPT, find_checkpoints, read_checkpoint
-from training.training_loop import TrainingRun
 
 pytestmark = pytest.mark.slow
 
@@ -73,7 +73,7 @@ def train_quietly(args, moment, notes):
 
 def kill_at(moment, notes):
     """Let this process be killed at a moment of its training, and note where that was."""
-    iterate = TrainingRun.iterate
+    iterate = training_loop.iterate
     left = moment.events
     run = None
 
@@ -83,12 +83,12 @@ def kill_at(moment, notes):
         if left < 0:
             sys.setprofile(None)
             with open(notes, "a") as file:
-                file.write(f"{run.stage.name} {run.state.nimg} {moment.saving}\n")
+                file.write(f"{run.stage.name} {run.nimg} {moment.saving}\n")
             os.kill(os.getpid(), signal.SIGKILL)
 
     def watched(self):
         nonlocal run
-        if run is None and self.state.iteration >= moment.iteration:
+        if run is None and self.state.progress.iteration >= moment.iteration:
             run = self
             while not find_checkpoints(run.run_dir):  # the first is still being written
                 time.sleep(0.001)
@@ -98,7 +98,7 @@ def kill_at(moment, notes):
                 sys.setprofile(count)
         iterate(self)
 
-    TrainingRun.iterate = watched
+    training_loop.iterate = watched
 
 
 class Trainer:
@@ -176,9 +176,9 @@ def test_one_run_folder(runs):
 
 def test_every_bit_of_the_state(runs):
     whole, killed = (read_checkpoint(find_checkpoints(run_dir)[0].path) for run_dir in runs)
-    assert whole["parts"]["training"]["nimg"] == 2000
-    assert whole["parts"]["training"]["augment_p"] > 0
-    assert whole["parts"]["loss"]["pl_mean"] > 0
+    assert whole["parts"]["training"]["progress"]["nimg"] == 2000
+    assert whole["parts"]["training"]["model"]["augment_p"] > 0
+    assert whole["parts"]["training"]["model"]["loss"]["pl_mean"] > 0
     for name, part in whole["parts"].items():
         if name != "reporter":  # holds times
             assert same(part, killed["parts"][name]), name

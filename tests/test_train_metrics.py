@@ -16,8 +16,8 @@ from metrics.job import Job, run_job
 from tests import tiny
 from tests.speed import slow
 from tests.train_cli import FEW_CHANNELS, SMALL, invoke, refused, snapshot, trained, without_curves
+from training import training_loop
 from training.run.checkpoint import read_newest_checkpoint
-from training.training_loop import TrainingRun
 
 pytestmark = without_curves
 
@@ -114,22 +114,22 @@ def test_numbers_in_tensorboard_and_on_the_page(first):
 
 
 def test_a_run_that_stops_measures_when_it_goes_on(files, tmp_path, monkeypatch):
-    iterate = TrainingRun.iterate
+    iterate = training_loop.iterate
 
     def iterate_and_stop(run):
         iterate(run)
-        if run.state.nimg == 1000:  # where the first stage ends, with a snapshot
+        if run.nimg == 1000:  # where the first stage ends, with a snapshot
             os.kill(os.getpid(), signal.SIGTERM)
 
     args = (*SMALL, f"--data={files['data']}", f"--outdir={tmp_path}", *COMMON)
     args += ("--metrics=fid20_full", f"--detector={files['detector']}")
     with monkeypatch.context() as patch:
-        patch.setattr(TrainingRun, "iterate", iterate_and_stop)
-        assert "the state of kimg 1.0 is saved" in invoke(*args).output
+        patch.setattr(training_loop, "iterate", iterate_and_stop)
+        assert "the checkpoint of kimg 1.0 is saved" in invoke(*args).output
     [run_dir] = tmp_path.glob("0*")
     first, second, third = (f"network-snapshot-{kimg:06d}.pkl" for kimg in range(3))
     assert [r["snapshot_pkl"] for r in records(run_dir, "fid20_full@own")] == [first]
-    assert read_newest_checkpoint(run_dir)[1]["pending_evaluation"] == second
+    assert read_newest_checkpoint(run_dir)[1]["parts"]["snapshots"]["pending_evaluation"] == second
     assert "Done." in invoke(*args).output
     measured = [r["snapshot_pkl"] for r in records(run_dir, "fid20_full@own")]
     assert measured == [first, second, third]

@@ -107,13 +107,20 @@ def test_a_refusal_under_torchrun_is_one_line(data, tmp_path):
     assert "Connection closed" not in output and "rank1" not in output
 
 
-@pytest.mark.parametrize("minutes", ["nan", "-5", "1e12"])
-def test_timeouts_under_torchrun(monkeypatch, minutes):
+@pytest.mark.parametrize(
+    ("minutes", "told"),
+    [
+        ("nan", "must be a finite number"),
+        ("-5", "must be above 0 and at most 10080"),
+        ("1e12", "must be above 0 and at most 10080"),
+    ],
+)
+def test_timeouts_under_torchrun(monkeypatch, minutes, told):
     place = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
     for name, value in place.items():
         monkeypatch.setenv(name, value)
     line = refused("--device=cpu", f"--timeout-minutes={minutes}", code=2)
-    assert "--timeout-minutes must be above 0 and at most 10080" in line
+    assert f"--timeout-minutes {told}" in line
 
 
 @pytest.mark.slow
@@ -126,7 +133,7 @@ def test_a_parent_that_is_killed_is_gone_on_with_at_once(data, tmp_path):
     again = start(command(data, outdir, "--gpus=2", "--kimg=5"))
     output_of(process)
     output = output_of(again)
-    assert "Going on with the unfinished run" in output and "Done." in output
+    assert "Resuming the unfinished run" in output and "Done." in output
     assert run_of(outdir)
 
 
@@ -156,7 +163,7 @@ def test_data_that_are_replaced_end_all_with_the_state_saved(data, tmp_path):
     shutil.copy(data, path)
     options = ("--gpus=2", "--kimg=1000", f"--resume={run_dir}", "--dry-run")
     output = output_of(start(command(path, outdir, *options)))
-    assert f"Going on with the unfinished run {run_dir}." in output
+    assert f"Resuming the unfinished run {run_dir}." in output
 
 
 @pytest.mark.slow
@@ -186,7 +193,7 @@ def test_a_signal_stops_all_of_them_at_one_iteration(data, tmp_path, send, name)
     output = output_of(process)
     assert process.returncode == 0, output
     assert f"Stopped by {name} at kimg" in output
-    assert "is saved. The same command goes on from there." in output
+    assert "is saved. The same command resumes from there." in output
 
 
 @pytest.mark.slow
@@ -268,8 +275,8 @@ def test_torchrun_starts_again_what_was_killed_and_a_signal_to_one_stops_all(dat
     ranks(agent)[1].send_signal(signal.SIGUSR1)  # and not to the one that speaks for all
     output = output_of(agent)
     assert agent.returncode == 0, output
-    assert "Going on with the unfinished run" in output and saved.nimg >= reached
-    [kimg] = re.findall(r"the state of kimg (\S+) is saved", output)
+    assert "Resuming the unfinished run" in output and saved.nimg >= reached
+    [kimg] = re.findall(r"the checkpoint of kimg (\S+) is saved", output)
     assert float(kimg) == round(find_checkpoints(run_of(outdir))[0].nimg / 1e3, 1)
     assert "Stopped by SIGUSR1" in output
 
@@ -297,7 +304,7 @@ def test_two_machines_one_of_which_is_lost_and_started_again(data, tmp_path):
             child.send_signal(signal.SIGUSR1)
     outputs = [output_of(first), output_of(second)]
     assert [first.returncode, second.returncode] == [0, 0], outputs
-    assert "Going on with the unfinished run" in outputs[0] and "Stopped by SIGUSR1" in outputs[0]
+    assert "Resuming the unfinished run" in outputs[0] and "Stopped by SIGUSR1" in outputs[0]
     assert "Run folder" not in outputs[1] and saved.nimg >= reached
 
 

@@ -4,10 +4,10 @@ import itertools
 
 import pytest
 
+from models.stylegan2.settings import LOSSES
 from tests import tiny
 from tests.speed import slow_except
 from tests.train_cli import FEW_CHANNELS, snapshot, ticks, trained, without_curves
-from training.settings.validation import LOSSES
 
 pytestmark = without_curves
 

@@ -15,11 +15,11 @@ import train
 from tests import tiny
 from tests.speed import slow
 from tests.train_cli import FEW_CHANNELS, SMALL, invoke, refused, ticks, without_curves
-from training.launch.launcher import job_name
+from training import training_loop
+from training.launch.attempts import job_name
 from training.monitor.curves import save_curves
 from training.run.checkpoint import find_checkpoints, read_checkpoint, write_checkpoint
 from training.run.run_dir import JOB
-from training.training_loop import TrainingRun
 
 pytestmark = without_curves
 
@@ -34,15 +34,15 @@ def data(tmp_path_factory):
 
 def interrupted(monkeypatch, *args, at=400):
     """Call train.py; a signal comes once `at` images have been seen."""
-    iterate = TrainingRun.iterate
+    iterate = training_loop.iterate
 
     def iterate_and_stop(run):
         iterate(run)
-        if run.state.nimg >= at:
+        if run.nimg >= at:
             os.kill(os.getpid(), signal.SIGTERM)
 
     with monkeypatch.context() as patch:
-        patch.setattr(TrainingRun, "iterate", iterate_and_stop)
+        patch.setattr(training_loop, "iterate", iterate_and_stop)
         return invoke(*TINY, *args)
 
 
@@ -52,7 +52,9 @@ def runs(outdir):
 
 def seen(run_dir):
     """Images seen, by the newest state."""
-    return read_checkpoint(find_checkpoints(run_dir)[0].path)["parts"]["training"]["nimg"]
+    return read_checkpoint(find_checkpoints(run_dir)[0].path)["parts"]["training"]["progress"][
+        "nimg"
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +64,7 @@ def stopped_once(data, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         result = interrupted(patch, f"--data={data}", f"--outdir={outdir}")
     assert result.exit_code == 0
-    assert "Stopped by SIGTERM at kimg 0.4; the state of kimg 0.4 is saved." in result.output
+    assert "Stopped by SIGTERM at kimg 0.4; the checkpoint of kimg 0.4 is saved." in result.output
     [run_dir] = outdir.iterdir()
     assert seen(run_dir) == 400 and len(ticks(run_dir)) == 1
     return outdir
@@ -80,7 +82,7 @@ def test_the_same_command_goes_on(stopped):
     args, run_dir = stopped
     result = invoke(*TINY, *args)
     assert result.exit_code == 0, result.output
-    assert f"Going on with the unfinished run {run_dir}; --restart" in result.output
+    assert f"Resuming the unfinished run {run_dir}; --restart" in result.output
     assert seen(run_dir) == 1000
     assert [tick["Progress/kimg"]["mean"] for tick in ticks(run_dir)] == [0.04, 1.0]
     assert invoke(*TINY, *args).exit_code == 0
@@ -102,27 +104,27 @@ def test_a_command_that_is_repeated_does_not_start_over_again(stopped, monkeypat
     assert "This is not the first attempt: --restart was obeyed by that." in output
     assert runs(run_dir.parent) == ["00000", "00001"], "the older run is of another job"
     (run_dir / JOB).write_text(job_name())
-    assert f"Going on with the unfinished run {run_dir}" in invoke(*TINY, *args, "--restart").output
+    assert f"Resuming the unfinished run {run_dir}" in invoke(*TINY, *args, "--restart").output
     assert runs(run_dir.parent) == ["00000", "00001"] and seen(run_dir) == 1000
 
 
 def test_restart_and_a_run_to_go_on_with(stopped):
     args, run_dir = stopped
     line = refused(f"--resume={run_dir}", "--restart", code=2)
-    assert "--restart starts a new run, --resume=RUN goes on with one" in line
+    assert "--restart starts a new run, --resume=RUN resumes one" in line
 
 
 def test_what_is_other_on_this_machine_is_told(stopped):
     args, run_dir = stopped
     output = invoke(*TINY, *args, "--snap=7", "--dry-run").output
-    assert "snap: 50 -> 7" in output and f"Going on with the unfinished run {run_dir}" in output
+    assert "snap: 50 -> 7" in output and f"Resuming the unfinished run {run_dir}" in output
 
 
 def test_a_dry_run_tells_and_changes_nothing(stopped):
     args, run_dir = stopped
     before = {path.name: path.stat().st_mtime_ns for path in run_dir.iterdir()}
     result = invoke(*TINY, *args, "--dry-run")
-    assert f"Going on with the unfinished run {run_dir}" in result.output
+    assert f"Resuming the unfinished run {run_dir}" in result.output
     assert "Dry run: nothing was written." in result.output
     after = {path.name: path.stat().st_mtime_ns for path in run_dir.iterdir()}
     assert before | {".lock": 0} == after | {".lock": 0}
@@ -134,7 +136,7 @@ def test_resume_needs_no_other_options(stopped, name):
     resume = "latest" if name == "latest" else run_dir
     result = invoke(f"--outdir={run_dir.parent}", f"--resume={resume}")
     assert result.exit_code == 0, result.output
-    assert f"Going on with the unfinished run {run_dir}.\n" in result.output
+    assert f"Resuming the unfinished run {run_dir}.\n" in result.output
     assert runs(run_dir.parent) == ["00000"] and seen(run_dir) == 1000
 
 
@@ -187,7 +189,7 @@ def test_a_run_that_may_go_back_goes_on(data, tmp_path, monkeypatch):
     assert interrupted(monkeypatch, *args).exit_code == 0
     [run_dir] = tmp_path.iterdir()
     guard = read_checkpoint(find_checkpoints(run_dir)[0].path)["parts"]["guard"]
-    assert guard["nimg"] == 40 and len(guard["rest"]) == 3
+    assert guard["progress"]["nimg"] == 40 and guard["model"]["ada"] is not None
     result = invoke(*TINY, *args)
     assert result.exit_code == 0, result.output
     assert seen(run_dir) == 1000
@@ -197,15 +199,15 @@ def test_a_run_that_may_go_back_goes_on(data, tmp_path, monkeypatch):
 def test_signals_that_come_while_a_run_ends(stopped, monkeypatch):
     """Process managers repeat themselves, while curves are drawn."""
     args, run_dir = stopped
-    show = TrainingRun.show
+    show = training_loop.show_run
 
-    def show_under_signals(run, end):
+    def show_under_signals(run_dir, notes):
         for name in ("SIGTERM", "SIGUSR1"):
             os.kill(os.getpid(), getattr(signal, name))
-        show(run, end)
+        show(run_dir, notes)
 
-    monkeypatch.setattr(TrainingRun, "show", show_under_signals)
-    monkeypatch.setattr("training.training_loop.save_curves", save_curves)
+    monkeypatch.setattr(training_loop, "show_run", show_under_signals)
+    monkeypatch.setattr("training.monitor.page.save_curves", save_curves)
     result = interrupted(monkeypatch, *args, at=800)
     assert result.exit_code == 0 and "Stopped by SIGTERM at kimg 0.8" in result.output
 
@@ -214,7 +216,7 @@ def test_runs_that_differ_a_little_are_mentioned(stopped):
     args, run_dir = stopped
     output = invoke(*TINY, *args, "--seed=1", "--dry-run").output
     assert f"{run_dir.name} is unfinished, too, but differs in --seed (0 there)" in output
-    assert f"--resume={run_dir} goes on with it." in output
+    assert f"--resume={run_dir} resumes it." in output
 
 
 def test_data_may_be_named_from_another_folder(stopped, monkeypatch):
@@ -222,7 +224,7 @@ def test_data_may_be_named_from_another_folder(stopped, monkeypatch):
     data = Path(args[0].partition("=")[2])
     monkeypatch.chdir(data.parent)
     output = invoke(*TINY, f"--data={data.name}", args[1], "--dry-run").output
-    assert f"Going on with the unfinished run {run_dir}" in output
+    assert f"Resuming the unfinished run {run_dir}" in output
 
 
 def test_a_run_that_was_ended_while_measuring_measures_again(stopped, monkeypatch):

@@ -5,8 +5,10 @@ import torch
 
 from metrics.classifier import Classifier, save_detector
 from tests import make_data
+from training.dataset import ImageFolderDataset
+from training.model import build_model
 from training.networks import Discriminator, Generator
-from training.settings.config import TrainingConfig
+from training.settings.families import make_config
 from training.snapshot import save_snapshot
 
 # From Python 3.12 on, forking while PyTorch has threads is warned of; data-loader workers do so.
@@ -23,7 +25,14 @@ def write_data(path, count=20, size=8, classes=3, channels=1):
 def config(resolution=8, **options):
     """Settings of a run on `write_data()`, with changes."""
     small = dict(data="tiny.zip", cfg="digits", kimg=1, batch=8, workers=0, ops="ref")
-    return TrainingConfig.from_options(small | options, resolution=resolution)
+    return make_config(small | options, resolution=resolution)
+
+
+def model(data, report=lambda name, value: None, networks=None, **options):
+    """The model of a run on `write_data()`, on the CPU."""
+    settings = config(data=str(data), **options)
+    dataset = ImageFolderDataset(data, use_labels=settings.cond)
+    return build_model(settings, dataset, torch.device("cpu"), report, networks)
 
 
 def networks(c_dim=0, resolution=8, seed=0):
@@ -41,11 +50,9 @@ def write_snapshot(path, data, c_dim=0, resolution=8, **kwargs):
     """Write a snapshot of `networks()` that was "trained" on `data`; returns its path."""
     G, D = networks(c_dim, resolution)
     view = dict(use_labels=c_dim > 0, max_size=None, xflip=False, resolution=resolution)
-    save_snapshot(
-        path, G=G, D=D, G_ema=G, augment_pipe=None,
-        training_set_kwargs=dict(class_name="training.dataset.ImageFolderDataset", path=str(data))
-        | view | kwargs,
-    )  # fmt: skip
+    named = dict(class_name="training.dataset.ImageFolderDataset", path=str(data))
+    nets = dict(G=G, D=D, G_ema=G, augment_pipe=None)
+    save_snapshot(path, training_set_kwargs=named | view | kwargs, **nets)
     return str(path)
 
 

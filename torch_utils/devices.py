@@ -4,14 +4,17 @@ import re
 
 import torch
 
-__all__ = ["find_device"]
-
 
 def find_device(name: str | None = None, processes: int = 1) -> torch.device:
-    """The device ``cpu``, ``cuda`` or ``cuda:N`` of that name; None: the GPU where there is one.
+    """The device `cpu`, `cuda` or `cuda:N` of that name; None: the GPU where there is one.
 
-    ``processes`` need a GPU each, unless they compute on the CPU. Raises ValueError, with a message
-    about ``--device`` or ``--gpus``, for other names and for GPUs that are not there.
+    Args:
+        name: The device, or None.
+        processes: How many need a GPU each, unless they compute on the CPU.
+
+    Raises:
+        ValueError: Another name, or a GPU that is not there; the message is about `--device` or
+            `--gpus`.
     """
     if name is None:
         name = "cuda" if torch.cuda.is_available() else "cpu"

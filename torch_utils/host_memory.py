@@ -13,8 +13,6 @@ _KEPT_BYTES = 2**30
 # also the most that older releases of glibc accept.
 _LARGEST_BLOCK = 2**25
 
-__all__ = ["keep_freed_memory"]
-
 
 def keep_freed_memory() -> None:
     """Make the GNU C library keep up to 1 GiB of freed memory, rather than give it back.

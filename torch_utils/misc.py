@@ -3,11 +3,12 @@
 import contextlib
 import functools
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from torch.jit import TracerWarning, is_tracing  # pyright: ignore[reportPrivateImportUsage]
 
 
 def constant(
@@ -23,14 +24,14 @@ def constant(
     The result is shared between callers: never write into it.
 
     Args:
-        value: scalar, nested sequence or NumPy array.
-        shape: shape to broadcast the value to; None keeps its own.
-        dtype: element type; None takes PyTorch's default floating-point type.
-        device: where the tensor lives; None takes the CPU.
-        memory_format: strides of the result; None takes `torch.contiguous_format`.
+        value: Scalar, nested sequence or NumPy array.
+        shape: Shape to broadcast the value to; None keeps its own.
+        dtype: Element type; None takes PyTorch's default floating-point type.
+        device: Where the tensor lives; None takes the CPU.
+        memory_format: Strides of the result; None takes `torch.contiguous_format`.
 
     Raises:
-        ValueError: the value does not broadcast to `shape`.
+        ValueError: The value does not broadcast to `shape`.
     """
     array = np.asarray(value)
     device = torch.device("cpu" if device is None else device)
@@ -69,7 +70,7 @@ def assert_shape(tensor: torch.Tensor, ref_shape: Sequence[int | None]) -> None:
     """Check the shape of a tensor; a reference size of None accepts any size.
 
     Raises:
-        AssertionError: the number of dimensions or a size differs.
+        AssertionError: The number of dimensions or a size differs.
     """
     with suppress_tracer_warnings():  # a traced network freezes its sizes, which is fine here
         matches = tensor.ndim == len(ref_shape) and all(
@@ -84,11 +85,11 @@ def assert_shape(tensor: torch.Tensor, ref_shape: Sequence[int | None]) -> None:
 def suppress_tracer_warnings() -> Iterator[None]:
     """Context in which `torch.jit.trace` does not warn about values that it freezes."""
     # Outside tracing there is nothing to silence, and catch_warnings is slow and not thread-safe.
-    if not torch.jit.is_tracing():
+    if not is_tracing():
         yield
         return
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", category=torch.jit.TracerWarning)
+        warnings.simplefilter("ignore", category=TracerWarning)
         yield
 
 
@@ -96,7 +97,7 @@ def profiled_function(fn: Callable) -> Callable:
     """Decorator that makes a function appear under its own name in the PyTorch profiler."""
 
     @functools.wraps(fn)
-    def wrapper(*args, **kwargs):
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
         with torch.autograd.profiler.record_function(fn.__name__):
             return fn(*args, **kwargs)
 
@@ -108,6 +109,14 @@ def params_and_buffers(module: torch.nn.Module) -> list[tuple[str, torch.Tensor]
     return list(module.named_parameters()) + list(module.named_buffers())
 
 
+@torch.no_grad()
+def finite_weights(nets: Mapping[str, torch.nn.Module]) -> dict[str, bool]:
+    """Of each network, by name, whether all its parameters are finite; waits for the GPU."""
+    norm_of_each = torch._foreach_norm  # pyright: ignore[reportPrivateImportUsage]
+    norms = {name: norm_of_each(list(net.parameters())) for name, net in nets.items()}
+    return {name: bool(torch.stack(of_one).sum().isfinite()) for name, of_one in norms.items()}
+
+
 def copy_params_and_buffers(
     src_module: torch.nn.Module, dst_module: torch.nn.Module, require_all: bool = False
 ) -> None:
@@ -117,12 +126,12 @@ def copy_params_and_buffers(
     Nothing is copied when an error is raised.
 
     Args:
-        src_module: where the values come from; names that only it has are ignored.
-        dst_module: written in place.
-        require_all: fail unless the source has every tensor of the destination.
+        src_module: Where the values come from; names that only it has are ignored.
+        dst_module: Written in place.
+        require_all: Fail unless the source has every tensor of the destination.
 
     Raises:
-        ValueError: a shape differs, or a tensor is missing and `require_all` is set.
+        ValueError: A shape differs, or a tensor is missing and `require_all` is set.
     """
     src = dict(params_and_buffers(src_module))
     dst = dict(params_and_buffers(dst_module))

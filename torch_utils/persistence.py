@@ -1,7 +1,7 @@
 """Modules that are pickled together with the source of the file that defines them.
 
-The pickle of a persistent object calls ``_reconstruct_persistent_obj(meta)`` of this module with
-``meta = {"type": "class", "version": 6, "module_src", "class_name", "state"}``: the format of
+The pickle of a persistent object calls `_reconstruct_persistent_obj(meta)` of this module with
+`meta = {"type": "class", "version": 6, "module_src", "class_name", "state"}`: the format of
 StyleGAN2-ADA-PyTorch. The source lets a program that has never seen the class rebuild it, by
 executing it. This module writes the source, and never executes it.
 """
@@ -20,14 +20,6 @@ from typing import Any, TypeVar
 import torch
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-__all__ = [
-    "check_format",
-    "find_persistent_class",
-    "persistent_class",
-    "rebuild_module",
-    "tensors_of_state",
-]
-
 FORMAT_VERSION = 6
 _MAX_ARGUMENT = 1 << 20  # integers in saved constructor arguments: sizes and numbers of layers
 
@@ -43,26 +35,29 @@ _sources: dict[str, str | None] = {}  # module -> its source text, None where th
 def persistent_class(cls: _T) -> _T:
     """Class decorator: instances remember how they were made and are pickled with their source.
 
-    Constructor arguments are kept as ``_init_args`` (tuple) and ``_init_kwargs`` (dict) in the
-    object's state, and can be read as ``init_args`` and ``init_kwargs``. A subclass of a
-    persistent class must be decorated too. ``copy.deepcopy`` gives an independent copy; tensors
+    Constructor arguments are kept as `_init_args` (tuple) and `_init_kwargs` (dict) in the
+    object's state, and can be read as `init_args` and `init_kwargs`. A subclass of a
+    persistent class must be decorated too. `copy.deepcopy` gives an independent copy; tensors
     that are results of a differentiable computation are copied without their history.
     """
     plain_init = cls.__init__
 
     @functools.wraps(plain_init)
-    def recording_init(self, *args, **kwargs):
+    def recording_init(self: Any, *args: Any, **kwargs: Any) -> None:
         # An inherited constructor that is called by a decorated subclass must not overwrite.
         if "_init_args" not in self.__dict__:
             self.__dict__["_init_args"] = _copy_containers(args)
             self.__dict__["_init_kwargs"] = _copy_containers(kwargs)
         plain_init(self, *args, **kwargs)
 
-    cls.__init__ = recording_init
-    cls.__reduce__ = _reduce
-    cls.__deepcopy__ = _deepcopy
-    cls.init_args = property(lambda self: _copy_containers(self._init_args))
-    cls.init_kwargs = property(lambda self: _copy_containers(self._init_kwargs))
+    for name, member in {
+        "__init__": recording_init,
+        "__reduce__": _reduce,
+        "__deepcopy__": _deepcopy,
+        "init_args": property(lambda self: _copy_containers(self._init_args)),
+        "init_kwargs": property(lambda self: _copy_containers(self._init_kwargs)),
+    }.items():
+        setattr(cls, name, member)
     _classes[cls.__module__, cls.__name__] = cls
     # Read now: the file may be edited later, while the program runs on.
     _module_source(cls.__module__)
@@ -72,7 +67,8 @@ def persistent_class(cls: _T) -> _T:
 def find_persistent_class(class_name: str) -> type:
     """The persistent class of that name in this project's network modules.
 
-    Raises LookupError, naming the class, when there is none.
+    Raises:
+        LookupError: There is none; the message names the class.
     """
     for module in HOME_MODULES:
         importlib.import_module(module)
@@ -84,8 +80,10 @@ def find_persistent_class(class_name: str) -> type:
 def tensors_of_state(state: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yield (name, tensor) of all parameters and persistent buffers, named as in state_dict().
 
-    ``state`` is the ``__dict__`` of a module. Nested modules may be modules or any objects that
-    keep such a dict as their attribute ``state``.
+    Args:
+        state: The `__dict__` of a module. Nested modules may be modules or any objects that keep
+            such a dict as their attribute `state`.
+        prefix: Put before each name.
     """
     passing = state.get("_non_persistent_buffers_set", ())
     for group in ("_parameters", "_buffers"):
@@ -99,11 +97,19 @@ def tensors_of_state(state: Mapping[str, Any], prefix: str = "") -> Iterator[tup
 
 
 def rebuild_module(cls: type, state: Mapping[str, Any]) -> torch.nn.Module:
-    """Construct ``cls`` from the arguments in ``state`` and copy the saved tensors by name.
+    """Construct `cls` from the arguments in `state` and copy the saved tensors by name.
 
-    Returns the module on the CPU in its own dtypes, with the saved training mode and
-    requires_grad flags. Raises ValueError, naming the tensor, when one is missing, left over, of
-    another shape or no real number.
+    Args:
+        cls: A persistent class.
+        state: The `__dict__` that was saved.
+
+    Returns:
+        The module on the CPU in its own dtypes, with the saved training mode and requires_grad
+        flags.
+
+    Raises:
+        ValueError: A tensor, which is named, is missing, left over, of another shape or no real
+            number.
     """
     args, kwargs = state["_init_args"], state["_init_kwargs"]
     if any(isinstance(n, int) and abs(n) > _MAX_ARGUMENT for n in _values([args, kwargs])):
@@ -131,7 +137,7 @@ def _at_most(count: int, owner: str) -> Iterator[None]:
     """Context that ends a constructor whose loops make more parameters than were saved."""
     made = itertools.count(1)
 
-    def check(_module, _name, parameter):
+    def check(_module: torch.nn.Module, _name: str, parameter: torch.nn.Parameter | None) -> None:
         if parameter is not None and next(made) > count:
             raise ValueError(
                 f"saved {owner} lacks tensors: it has {count}, its arguments ask for more"
@@ -166,7 +172,7 @@ def _require_fit(target: torch.Tensor, source: torch.Tensor, name: str) -> None:
 def _reconstruct_persistent_obj(meta: Mapping[str, Any]) -> Any:
     """Rebuild a pickled persistent object as this project's class of the same name.
 
-    This is the name that pickles call. ``meta["module_src"]`` is compared, never executed: equal
+    This is the name that pickles call. `meta["module_src"]` is compared, never executed: equal
     source means that the saved state fits as it is; otherwise the object is constructed anew and
     its tensors are copied by name (see rebuild_module).
     """
@@ -177,9 +183,9 @@ def _reconstruct_persistent_obj(meta: Mapping[str, Any]) -> Any:
             return _restore(cls, state)
     try:
         cls = find_persistent_class(name)
-    except LookupError as err:
+    except LookupError as error:
         raise pickle.UnpicklingError(
-            f"{err}; import the module that defines it before unpickling"
+            f"{error}; import the module that defines it before unpickling"
         ) from None
     if _sources[cls.__module__] == source:
         return _restore(cls, state)
@@ -187,7 +193,11 @@ def _reconstruct_persistent_obj(meta: Mapping[str, Any]) -> Any:
 
 
 def check_format(meta: Mapping[str, Any]) -> None:
-    """Raise pickle.UnpicklingError unless ``meta`` is of a kind and version that can be read."""
+    """Check that `meta` is of a kind and version that can be read.
+
+    Raises:
+        pickle.UnpicklingError: It is not.
+    """
     kind, version = meta.get("type"), meta.get("version")
     if kind != "class" or version not in range(1, FORMAT_VERSION + 1):
         raise pickle.UnpicklingError(
@@ -196,7 +206,7 @@ def check_format(meta: Mapping[str, Any]) -> None:
         )
 
 
-def _restore(cls: type, state: Mapping[str, Any]) -> Any:
+def _restore(cls: Any, state: Mapping[str, Any]) -> Any:
     obj = cls.__new__(cls)
     if isinstance(obj, torch.nn.Module):
         obj.__setstate__(dict(state))  # it also adds the hooks that a newer torch expects
@@ -205,7 +215,7 @@ def _restore(cls: type, state: Mapping[str, Any]) -> Any:
     return obj
 
 
-def _reduce(self) -> tuple[Any, tuple[dict[str, Any]]]:
+def _reduce(self: Any) -> tuple[Any, tuple[dict[str, Any]]]:
     cls = type(self)
     if cls.__dict__.get("__reduce__") is not _reduce:
         raise pickle.PicklingError(
@@ -227,8 +237,9 @@ def _reduce(self) -> tuple[Any, tuple[dict[str, Any]]]:
     return _reconstruct_persistent_obj, (meta,)
 
 
-def _deepcopy(self, memo: dict[int, Any]) -> Any:
-    twin = type(self).__new__(type(self))
+def _deepcopy(self: Any, memo: dict[int, Any]) -> Any:
+    cls: Any = type(self)
+    twin = cls.__new__(cls)
     memo[id(self)] = twin
     for value in _values(self.__dict__):
         # torch refuses to deep-copy these; the memo may know one from an enclosing module.

@@ -1,4 +1,4 @@
-"""New processes on this machine that work on one task together, and how they end."""
+"""Spawn the processes of one task on this machine, and say how they ended."""
 
 import contextlib
 import json
@@ -13,32 +13,36 @@ import traceback
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
-import torch
-import torch.multiprocessing
-from torch.distributed import DistError
+from torch.distributed import (
+    DistError,
+    FileStore,  # pyright: ignore[reportPrivateImportUsage]
+)
+from torch.multiprocessing.spawn import (
+    ProcessContext,
+    ProcessExitedException,
+    ProcessRaisedException,
+    spawn,
+)
 
 from dnnlib.errors import UserError
-from torch_utils.distributed import PATIENCE, SIGNALS, device_of, joined
+from torch_utils.distributed import RANK0_TIMEOUT, SIGNALS, device_of, joined
 
 _GRACE = 10  # seconds for the others to end by themselves when one has failed
-_FAILURES = (
-    torch.multiprocessing.ProcessRaisedException,
-    torch.multiprocessing.ProcessExitedException,
-)
 
 
 class WorkerError(UserError):
-    """A process ended with an error.
+    """A process has failed.
 
     Args:
         message: Of that error, or what became of the process.
         traceback: Of the process, where the message alone would not say enough; else "".
-        exit_status: Of the program that ends by it.
+        exit_status: What the program exits with.
     """
 
-    def __init__(self, message: str, traceback: str = "", exit_status: int = 1):
+    def __init__(self, message: str, traceback: str = "", exit_status: int = 1) -> None:
         super().__init__(message)
         self.traceback, self.exit_status = traceback, exit_status
 
@@ -48,19 +52,26 @@ def run_processes(
     count: int,
     *args: Any,
     device: str = "cpu",
-    timeout: timedelta = PATIENCE,
+    timeout: timedelta = RANK0_TIMEOUT,
 ) -> Any:
-    """Run ``task(*args)`` in this process, or in `count` new ones that can talk.
-
-    Returns what the task of the first returned. `task` must be importable, and `args` and the
-    result picklable. With one process errors come through as they are; with several the first one
-    ends all processes and is raised as WorkerError with its own message. So does a process that
-    keeps the others waiting for `timeout`, but where they wait for the first.
+    """Run `task(*args)` in this process, or in `count` new ones that form a process group.
 
     SIGTERM, SIGINT and SIGUSR1 are passed on as they are. A task that has no handler for them ends
     at once, with a WorkerError that says so; a second Ctrl-C ends any: KeyboardInterrupt.
 
-    Messages go through gloo on the CPU; tensors on GPUs, for a `device` "cuda", through NCCL.
+    Args:
+        task: A function that can be imported by its name.
+        count: Number of processes.
+        args: Arguments of `task`; they can be pickled.
+        device: "cuda" for a GPU each, whose tensors go through NCCL; "cpu" for none.
+        timeout: How long a process may keep the others waiting, unless they wait for rank 0.
+
+    Returns:
+        What the task returned on rank 0; it can be pickled.
+
+    Raises:
+        WorkerError: One of several processes has failed, or has kept the others waiting; all of
+            them have ended. With one process its error comes through as it is.
     """
     if count == 1:
         return task(*args)
@@ -68,28 +79,28 @@ def run_processes(
         # Results of any size: a pipe would have to be read while the processes end.
         folder = Path(name)
         work = (count, folder, device, timeout, task, args)
-        with _spawned(work, count) as (workers, came):
+        with _spawned(work, count) as (workers, received):
             try:
                 while not workers.join(grace_period=_GRACE):
                     pass
-            except _FAILURES as error:
+            except (ProcessRaisedException, ProcessExitedException) as error:
                 codes = [process.exitcode for process in workers.processes]
-                raise _worker_error(codes, came, _read_reason(folder), error) from error
+                raise _worker_error(codes, received, _read_failure(folder), error) from error
         return pickle.loads((folder / "result").read_bytes())
 
 
 @contextlib.contextmanager
-def _spawned(work: tuple, count: int) -> Iterator[tuple[Any, list[int]]]:
+def _spawned(work: tuple, count: int) -> Iterator[tuple[ProcessContext, list[int]]]:
     """Context of new processes and of a list of the signals that were passed on to them.
 
     They are in groups of their own, so that they have Ctrl-C from here alone. A second one kills
     them.
     """
-    came: list[int] = []
+    received: list[int] = []
 
-    def pass_on(number, frame):
-        again = number == signal.SIGINT and number in came
-        came.append(number)
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        again = number == signal.SIGINT and number in received
+        received.append(number)
         for process in workers.processes:
             if process.is_alive():
                 os.kill(process.pid, signal.SIGKILL if again else number)
@@ -99,98 +110,113 @@ def _spawned(work: tuple, count: int) -> Iterator[tuple[Any, list[int]]]:
     before = {}
     # Starting that process, which spawning needs, would let signals through.
     multiprocessing.resource_tracker.ensure_running()
-    _let_signals("SIG_BLOCK")  # until there is somebody to pass them on to, who waits, too
+    _mask_signals("SIG_BLOCK")  # until there is somebody to pass them on to, who waits, too
     try:
-        workers = torch.multiprocessing.spawn(_work, work, nprocs=count, join=False)
+        workers = _start(work, count)
         with contextlib.suppress(ValueError):  # not the main thread
             for number in SIGNALS:
                 before[number] = signal.signal(number, pass_on)
     finally:
-        _let_signals("SIG_UNBLOCK")
+        _mask_signals("SIG_UNBLOCK")
     try:
-        yield workers, came
+        yield workers, received
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
-def _let_signals(how: str) -> None:
-    """Block the signals that stop a run, or unblock them."""
+def _start(work: tuple, count: int) -> ProcessContext:
+    started = spawn(_worker, work, nprocs=count, join=False)
+    assert started is not None, "join=True alone returns nothing"
+    return started
+
+
+def _mask_signals(how: str) -> None:
+    """Block the signals that stop a run (SIG_BLOCK), or unblock them (SIG_UNBLOCK)."""
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(getattr(signal, how), SIGNALS)
 
 
-def _work(
+def _worker(
     rank: int,
-    count: int,
+    world_size: int,
     folder: Path,
     device: str,
     timeout: timedelta,
     task: Callable,
     args: tuple,
 ) -> None:
-    _stand_alone()
-    store = torch.distributed.FileStore(str(folder / "meeting"), count)
-    with joined(rank, count, count, store, device_of(rank, device), timeout):
+    """Run the task in one of the processes; the main function of each."""
+    _take_signals_from_parent()
+    store = FileStore(str(folder / "rendezvous"), world_size)
+    with joined(rank, world_size, world_size, store, device_of(rank, device), timeout):
         try:
             value = task(*args)
         except Exception as error:
-            _leave_reason(folder, error)
+            _write_failure(folder, error)
             raise
         if rank == 0:
             (folder / "result").write_bytes(pickle.dumps(value))
 
 
-def _stand_alone() -> None:
-    """Make this process one that only its parent sends signals to, and that ends with it."""
+def _take_signals_from_parent() -> None:
+    """Let signals come from the parent alone, and end with it."""
     if hasattr(os, "setpgid"):
         os.setpgid(0, 0)
         signal.signal(signal.SIGTTOU, signal.SIG_IGN)  # it may still write to the terminal
     for number in SIGNALS:
         signal.signal(number, signal.SIG_DFL)
-    _let_signals("SIG_UNBLOCK")
+    _mask_signals("SIG_UNBLOCK")
     # PyTorch sees to it that a parent which dies from now on sends SIGINT.
-    if not multiprocessing.parent_process().is_alive():
+    parent = multiprocessing.parent_process()
+    if parent is None or not parent.is_alive():
         raise SystemExit(1)
 
 
-def _leave_reason(folder: Path, error: Exception) -> None:
+def _write_failure(folder: Path, error: Exception) -> None:
     """Let the parent know why this process fails, unless another one has failed before it."""
-    expected = isinstance(error, UserError)
-    reason = {
+    user_error = isinstance(error, UserError)
+    failure = {
         "message": str(error) or type(error).__name__,
-        "traceback": "" if expected else traceback.format_exc(),
-        "exit_status": error.exit_status if expected else 1,
+        "traceback": "" if user_error else traceback.format_exc(),
+        "exit_status": error.exit_status if user_error else 1,
         # How a process ends that waits for others in vain.
         "waited": isinstance(error, DistError) or type(error) is RuntimeError,
     }
-    with contextlib.suppress(FileExistsError), open(folder / "reason", "x") as file:
-        json.dump(reason, file)
+    with contextlib.suppress(FileExistsError), open(folder / "failure", "x") as file:
+        json.dump(failure, file)
 
 
 def _worker_error(
-    codes: list[int | None], came: list[int], reason: dict[str, Any], error: Exception
+    codes: list[int | None], received: list[int], failure: dict[str, Any], error: Exception
 ) -> WorkerError:
-    """What to say: stopped by a signal, kept the others waiting, was killed, or failed."""
-    for number in came:
+    """What to say: stopped by a signal, kept the others waiting, was killed, or failed.
+
+    Args:
+        codes: Exit codes by rank; None: it had not ended yet.
+        received: Signals that were passed on.
+        failure: What `_write_failure` wrote; empty where no process came to that.
+        error: What PyTorch raised in this process.
+    """
+    for number in received:
         if -number in codes:
             return WorkerError(f"stopped by {signal.Signals(number).name}")
-    waited = reason.pop("waited", True)
-    told = WorkerError(**reason) if reason else WorkerError(str(error), traceback=str(error))
+    waited = failure.pop("waited", True)
+    reported = WorkerError(**failure) if failure else WorkerError(str(error), traceback=str(error))
     if not waited:
-        return told
-    killed = _killed(codes)
-    if killed and isinstance(error, torch.multiprocessing.ProcessExitedException):
+        return reported
+    killed = _describe_kill(codes)
+    if killed and isinstance(error, ProcessExitedException):
         return WorkerError(killed)
-    if reason and re.search("timed? ?out", str(told), re.IGNORECASE):
-        line = str(told).splitlines()[0][-200:]
+    if failure and re.search("timed? ?out", str(reported), re.IGNORECASE):
+        line = str(reported).splitlines()[0][-200:]
         return WorkerError(
-            f"a process has kept the others waiting for too long ({line})", told.traceback
+            f"a process has kept the others waiting for too long ({line})", reported.traceback
         )
-    return told
+    return reported
 
 
-def _killed(codes: list[int | None]) -> str | None:
+def _describe_kill(codes: list[int | None]) -> str | None:
     """What to say where a process was killed; those that are left are ended by SIGTERM."""
     for rank, code in enumerate(codes):
         if code is not None and code < 0 and code != -signal.SIGTERM:
@@ -202,6 +228,6 @@ def _killed(codes: list[int | None]) -> str | None:
     return None
 
 
-def _read_reason(folder: Path) -> dict[str, Any]:
-    path = folder / "reason"
+def _read_failure(folder: Path) -> dict[str, Any]:
+    path = folder / "failure"
     return json.loads(path.read_text()) if path.exists() else {}

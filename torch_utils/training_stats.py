@@ -1,6 +1,7 @@
 """Running statistics of named quantities, kept on the device until somebody asks."""
 
 import math
+from collections.abc import Mapping
 
 import torch
 
@@ -14,10 +15,10 @@ class TrainingStats:
     processes they call `collect()` and `state_dict()` together, and get what all of them reported.
     """
 
-    def __init__(self):
-        self._moments = {}  # name -> float64 tensor [count, sum, sum of squares]
+    def __init__(self) -> None:
+        self._moments: dict[str, torch.Tensor] = {}  # float64 [count, sum, sum of squares] by name
 
-    def report(self, name, value):
+    def report(self, name: str, value: torch.Tensor | float) -> None:
         """Add every element of `value` (tensor or number) to the statistics called `name`."""
         value = torch.as_tensor(value, dtype=torch.float64).detach().flatten()
         count = torch.full_like(value[:1], value.numel()).sum()
@@ -30,9 +31,9 @@ class TrainingStats:
             known = known.to(moments.device)
         self._moments[name] = known + moments.to(known.device)
 
-    def state_dict(self):
-        """The moments so far, of all processes, by name."""
-        merged = None
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """The moments so far, of all processes: float64 [3] by name, on the CPU."""
+        merged: dict[str, torch.Tensor] = {}
         if gathered := distributed.gather({k: v.cpu() for k, v in self._moments.items()}):
             merged = dict(gathered[0])
             for moments in gathered[1:]:
@@ -40,18 +41,18 @@ class TrainingStats:
                     merged[name] = merged[name] + value if name in merged else value
         return distributed.broadcast(merged)
 
-    def load_state_dict(self, state):
-        """Go on from `state_dict()`: the first process, with what all have reported."""
+    def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Restore what `state_dict()` returned: on rank 0, which holds it for all of them."""
         self._moments = dict(state) if distributed.is_rank0() else {}
 
-    def mean(self, name):
+    def mean(self, name: str) -> float:
         """Mean of `name` so far, as a float; NaN where nothing was reported."""
         if name not in self._moments:
             return math.nan
         count, total, _ = self._moments[name].tolist()
         return total / count if count else math.nan
 
-    def collect(self):
+    def collect(self) -> dict[str, dict[str, float]]:
         """All statistics by name, {"num": int, "mean": float, "std": float}; starts afresh."""
         collected = {}
         for name, moments in self.state_dict().items():

@@ -14,6 +14,8 @@ from __future__ import annotations
 import functools
 import math
 import operator
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,10 +26,19 @@ from torch_utils.ops import conv2d_gradfix, grid_sample_gradfix, upfirdn2d
 # Low-pass decomposition filters of two orthogonal wavelets (Daubechies, "Ten lectures on
 # wavelets", symlets with 6 and 2 vanishing moments; sum sqrt(2)).
 _SYM6 = (
-    0.015404109327027373, 0.0034907120842174702, -0.11799011114819057, -0.048311742585633,
-    0.4910559419267466, 0.787641141030194, 0.3379294217276218, -0.07263752278646252,
-    -0.021060292512300564, 0.04472490177066578, 0.0017677118642428036, -0.007800708325034148,
-)  # fmt: skip
+    0.015404109327027373,
+    0.0034907120842174702,
+    -0.11799011114819057,
+    -0.048311742585633,
+    0.4910559419267466,
+    0.787641141030194,
+    0.3379294217276218,
+    -0.07263752278646252,
+    -0.021060292512300564,
+    0.04472490177066578,
+    0.0017677118642428036,
+    -0.007800708325034148,
+)
 _SYM2 = (-0.12940952255092145, 0.22414386804185735, 0.836516303737469, 0.48296291314469025)
 
 # Share of the power of natural images (1/f spectrum) in each band of the filter bank, lowest first.
@@ -72,37 +83,41 @@ class AugmentPipe(torch.nn.Module):
         ValueError: `imgfilter_bands` does not have four entries.
     """
 
+    p: torch.Tensor
+    Hz_geom: torch.Tensor
+    Hz_fbank: torch.Tensor
+
     def __init__(  # noqa: PLR0913 - the pickle format fixes these arguments
         self,
-        xflip=0,
-        rotate90=0,
-        xint=0,
-        xint_max=0.125,
-        scale=0,
-        rotate=0,
-        aniso=0,
-        xfrac=0,
-        scale_std=0.2,
-        rotate_max=1,
-        aniso_std=0.2,
-        xfrac_std=0.125,
-        brightness=0,
-        contrast=0,
-        lumaflip=0,
-        hue=0,
-        saturation=0,
-        brightness_std=0.2,
-        contrast_std=0.5,
-        hue_max=1,
-        saturation_std=1,
-        imgfilter=0,
-        imgfilter_bands=(1, 1, 1, 1),
-        imgfilter_std=1,
-        noise=0,
-        cutout=0,
-        noise_std=0.1,
-        cutout_size=0.5,
-    ):
+        xflip: float = 0,
+        rotate90: float = 0,
+        xint: float = 0,
+        xint_max: float = 0.125,
+        scale: float = 0,
+        rotate: float = 0,
+        aniso: float = 0,
+        xfrac: float = 0,
+        scale_std: float = 0.2,
+        rotate_max: float = 1,
+        aniso_std: float = 0.2,
+        xfrac_std: float = 0.125,
+        brightness: float = 0,
+        contrast: float = 0,
+        lumaflip: float = 0,
+        hue: float = 0,
+        saturation: float = 0,
+        brightness_std: float = 0.2,
+        contrast_std: float = 0.5,
+        hue_max: float = 1,
+        saturation_std: float = 1,
+        imgfilter: float = 0,
+        imgfilter_bands: Sequence[float] = (1, 1, 1, 1),
+        imgfilter_std: float = 1,
+        noise: float = 0,
+        cutout: float = 0,
+        noise_std: float = 0.1,
+        cutout_size: float = 0.5,
+    ) -> None:
         super().__init__()
         if len(imgfilter_bands) != len(_BAND_POWER):
             raise ValueError(
@@ -141,13 +156,13 @@ class AugmentPipe(torch.nn.Module):
         bank = _filter_bank(_SYM2, len(_BAND_POWER))
         self.register_buffer("Hz_fbank", torch.tensor(bank, dtype=torch.float32))
 
-    def forward(self, images, debug_percentile=None):
+    def forward(self, images: torch.Tensor, debug_percentile: float | None = None) -> torch.Tensor:
         """Augment a batch.
 
         Args:
             images: [N, C, H, W], floating point, values nominally in [-1, 1]. At least 2x2 pixels;
                 C is 1 or 3 where a colour augmentation is on.
-            debug_percentile: q in (0, 1) makes the pipe deterministic: every random draw is
+            debug_percentile: A q in (0, 1) makes the pipe deterministic: every random draw is
                 replaced by its q-quantile (that of normal draws divided by sqrt(2)) and every
                 augmentation that has a strength is applied, whatever p, except for the second of
                 the two rotations.
@@ -158,7 +173,7 @@ class AugmentPipe(torch.nn.Module):
             differentiable with respect to `images`.
 
         Raises:
-            ValueError: wrong rank, size, dtype or channel count, or q outside (0, 1).
+            ValueError: Wrong rank, size, dtype or channel count, or q outside (0, 1).
         """
         _check_batch(images, debug_percentile)
         x = images if images.dtype == torch.float64 else images.to(torch.float32)
@@ -170,7 +185,7 @@ class AugmentPipe(torch.nn.Module):
         x = self._cut_out(draw, x)
         return x.to(images.dtype)
 
-    def _transform_geometry(self, draw, x):
+    def _transform_geometry(self, draw: _Draws, x: torch.Tensor) -> torch.Tensor:
         """Run pixel blitting and geometric transformations as one resampling (paper, fig. 11)."""
         steps = (
             (self.xflip, self._undo_xflip),
@@ -187,48 +202,48 @@ class AugmentPipe(torch.nn.Module):
         factors = [undo(draw, x.shape) for strength, undo in steps if strength > 0]
         return _warp(x, functools.reduce(_compose, factors), self.Hz_geom) if factors else x
 
-    def _undo_xflip(self, draw, _shape):
+    def _undo_xflip(self, draw: _Draws, _shape: torch.Size) -> torch.Tensor:
         sign = draw.gate(self.xflip * self.p, 1 - 2 * draw.integer(2), 1)
         return _scale2d(sign, 1)
 
-    def _undo_rotate90(self, draw, _shape):
+    def _undo_rotate90(self, draw: _Draws, _shape: torch.Size) -> torch.Tensor:
         quarters = draw.gate(self.rotate90 * self.p, draw.integer(4), 0)
         return _rotate2d(quarters * (math.pi / 2))
 
-    def _undo_xint(self, draw, shape):
+    def _undo_xint(self, draw: _Draws, shape: torch.Size) -> torch.Tensor:
         chosen = draw.chosen(self.xint * self.p)
         shift_x = torch.round(draw.uniform(-self.xint_max, self.xint_max) * shape[3])
         shift_y = torch.round(draw.uniform(-self.xint_max, self.xint_max) * shape[2])
         return _translate2d(-chosen * shift_x, -chosen * shift_y)
 
-    def _undo_scale(self, draw, _shape):
+    def _undo_scale(self, draw: _Draws, _shape: torch.Size) -> torch.Tensor:
         factor = draw.gate(self.scale * self.p, draw.lognormal(self.scale_std), 1)
         return _scale2d(1 / factor, 1 / factor)
 
-    def _rotation_probability(self):
+    def _rotation_probability(self) -> torch.Tensor:
         """Probability of each of two rotations such that at least one happens in a share p."""
         return 1 - torch.sqrt((1 - self.rotate * self.p).clamp(0, 1))
 
-    def _undo_first_rotation(self, draw, _shape):
+    def _undo_first_rotation(self, draw: _Draws, _shape: torch.Size) -> torch.Tensor:
         span = math.pi * self.rotate_max
         return _rotate2d(draw.gate(self._rotation_probability(), draw.uniform(-span, span), 0))
 
-    def _undo_aniso(self, draw, _shape):
+    def _undo_aniso(self, draw: _Draws, _shape: torch.Size) -> torch.Tensor:
         factor = draw.gate(self.aniso * self.p, draw.lognormal(self.aniso_std), 1)
         return _scale2d(1 / factor, factor)
 
-    def _undo_second_rotation(self, draw, _shape):
+    def _undo_second_rotation(self, draw: _Draws, _shape: torch.Size) -> torch.Tensor:
         # Equal quantiles of both rotations would only add up, so the second one stays out of them.
         span = 0 if draw.deterministic else math.pi * self.rotate_max
         return _rotate2d(draw.gate(self._rotation_probability(), draw.uniform(-span, span), 0))
 
-    def _undo_xfrac(self, draw, shape):
+    def _undo_xfrac(self, draw: _Draws, shape: torch.Size) -> torch.Tensor:
         chosen = draw.chosen(self.xfrac * self.p)
         shift_x = draw.normal(self.xfrac_std) * shape[3]
         shift_y = draw.normal(self.xfrac_std) * shape[2]
         return _translate2d(-chosen * shift_x, -chosen * shift_y)
 
-    def _transform_colors(self, draw, x):
+    def _transform_colors(self, draw: _Draws, x: torch.Tensor) -> torch.Tensor:
         """Run all colour transformations as one 4x4 matrix an image (paper, fig. 11)."""
         steps = (
             (self.brightness, self._brightness_matrix),
@@ -241,28 +256,28 @@ class AugmentPipe(torch.nn.Module):
         # The first step stands rightmost: it sees the colours first.
         return _recolor(x, functools.reduce(_compose, factors[::-1])) if factors else x
 
-    def _brightness_matrix(self, draw):
+    def _brightness_matrix(self, draw: _Draws) -> torch.Tensor:
         return _translate3d(
             draw.gate(self.brightness * self.p, draw.normal(self.brightness_std), 0)
         )
 
-    def _contrast_matrix(self, draw):
+    def _contrast_matrix(self, draw: _Draws) -> torch.Tensor:
         factor = draw.gate(self.contrast * self.p, draw.lognormal(self.contrast_std), 1)
         return _scale_luma_and_chroma(factor, factor)
 
-    def _lumaflip_matrix(self, draw):
+    def _lumaflip_matrix(self, draw: _Draws) -> torch.Tensor:
         sign = draw.gate(self.lumaflip * self.p, 1 - 2 * draw.integer(2), 1)
         return _scale_luma_and_chroma(sign, 1)
 
-    def _hue_matrix(self, draw):
+    def _hue_matrix(self, draw: _Draws) -> torch.Tensor:
         span = math.pi * self.hue_max
         return _rotate_about_luma(draw.gate(self.hue * self.p, draw.uniform(-span, span), 0))
 
-    def _saturation_matrix(self, draw):
+    def _saturation_matrix(self, draw: _Draws) -> torch.Tensor:
         factor = draw.gate(self.saturation * self.p, draw.lognormal(self.saturation_std), 1)
         return _scale_luma_and_chroma(1, factor)
 
-    def _filter_bands(self, draw, x):
+    def _filter_bands(self, draw: _Draws, x: torch.Tensor) -> torch.Tensor:
         """Give each frequency band a random gain (paper, appendix B, image-space filtering)."""
         if self.imgfilter <= 0:
             return x
@@ -270,19 +285,19 @@ class AugmentPipe(torch.nn.Module):
         # Not a matrix product: on a GPU that might be allowed to round to TF32.
         return _filter_separably(x, (gains[:, :, None] * self.Hz_fbank.to(x.dtype)).sum(dim=1))
 
-    def _band_gain(self, draw, strength):
+    def _band_gain(self, draw: _Draws, strength: float) -> torch.Tensor:
         # Quantiles apply whatever has a strength, so a band without one needs a spread of zero.
         gain = draw.lognormal(self.imgfilter_std if strength > 0 else 0)
         return draw.gate(self.imgfilter * strength * self.p, gain, 1)
 
-    def _add_noise(self, draw, x):
+    def _add_noise(self, draw: _Draws, x: torch.Tensor) -> torch.Tensor:
         """Add white noise of a random level (paper, appendix B, additional corruptions)."""
         if self.noise <= 0:
             return x
         level = draw.gate(self.noise * self.p, draw.half_normal(self.noise_std), 0)
         return x + draw.normal(1, x.shape[1:]) * level[:, None, None, None]
 
-    def _cut_out(self, draw, x):
+    def _cut_out(self, draw: _Draws, x: torch.Tensor) -> torch.Tensor:
         """Zero a rectangle with its centre in the image (paper, appendix B, same section)."""
         if self.cutout <= 0:
             return x
@@ -299,60 +314,60 @@ class _Draws:
     implementation follow that convention.
     """
 
-    def __init__(self, images, percentile):
+    def __init__(self, images: torch.Tensor, percentile: float | None) -> None:
         self.count = images.shape[0]
-        self.options = {"dtype": images.dtype, "device": images.device}
+        self.options: dict[str, Any] = {"dtype": images.dtype, "device": images.device}
         self.percentile = percentile
 
     @property
-    def deterministic(self):
+    def deterministic(self) -> bool:
         """Whether quantiles stand for the draws."""
         return self.percentile is not None
 
-    def chosen(self, probability):
+    def chosen(self, probability: torch.Tensor) -> torch.Tensor:
         """Return 1 for the images to augment and 0 for the others; quantiles augment all."""
         if self.deterministic:
             return torch.ones([self.count], **self.options)
         return (torch.rand([self.count], **self.options) < probability).to(self.options["dtype"])
 
-    def gate(self, probability, value, neutral):
+    def gate(self, probability: torch.Tensor, value: torch.Tensor, neutral: float) -> torch.Tensor:
         """Take `value` [N] for the images to augment and the number `neutral` for the others."""
         return torch.where(self.chosen(probability) > 0, value, torch.full_like(value, neutral))
 
-    def uniform(self, low, high):
+    def uniform(self, low: float, high: float) -> torch.Tensor:
         """Uniform in [low, high)."""
-        if self.deterministic:
+        if self.percentile is not None:
             return torch.full([self.count], low + (high - low) * self.percentile, **self.options)
         return low + (high - low) * torch.rand([self.count], **self.options)
 
-    def integer(self, bound):
+    def integer(self, bound: int) -> torch.Tensor:
         """Uniform among 0 .. bound - 1, as floating point."""
         return torch.floor(self.uniform(0, bound))
 
-    def normal(self, std, shape=()):
+    def normal(self, std: float, shape: Sequence[int] = ()) -> torch.Tensor:
         """Normal with mean 0; one array of `shape` an image."""
-        if self.deterministic:
+        if self.percentile is not None:
             value = std * _erfinv(2 * self.percentile - 1)
             return torch.full([self.count, *shape], value, **self.options)
         return std * torch.randn([self.count, *shape], **self.options)
 
-    def half_normal(self, std):
+    def half_normal(self, std: float) -> torch.Tensor:
         """Absolute value of a normal with mean 0."""
-        if self.deterministic:
+        if self.percentile is not None:
             value = std * _erfinv(self.percentile)
             return torch.full([self.count], value, **self.options)
         return self.normal(std).abs()
 
-    def lognormal(self, std):
+    def lognormal(self, std: float) -> torch.Tensor:
         """Two to the power of a normal with mean 0."""
         return torch.exp2(self.normal(std))
 
 
-def _erfinv(value):
+def _erfinv(value: float) -> float:
     return torch.erfinv(torch.tensor(value, dtype=torch.float64)).item()
 
 
-def _check_batch(images, percentile):
+def _check_batch(images: torch.Tensor, percentile: float | None) -> None:
     if images.ndim != 4 or not images.is_floating_point() or min(images.shape[2:]) < 2:
         raise ValueError(
             "augmentation needs floating-point images [N, C, H, W] of at least 2x2 pixels, "
@@ -365,20 +380,20 @@ def _check_batch(images, percentile):
 # Filters of the constructor, as NumPy float64 arrays.
 
 
-def _lowpass(wavelet):
+def _lowpass(wavelet: Sequence[float]) -> np.ndarray:
     """Scale a wavelet's low-pass filter to unit gain at zero frequency."""
     taps = np.asarray(wavelet, dtype=np.float64)
     return taps / taps.sum()
 
 
-def _stretch(taps, factor):
+def _stretch(taps: np.ndarray, factor: int) -> np.ndarray:
     """Put factor - 1 zeros between taps: H(z) becomes H(z^factor)."""
     stretched = np.zeros((len(taps) - 1) * factor + 1)
     stretched[::factor] = taps
     return stretched
 
 
-def _filter_bank(wavelet, bands):
+def _filter_bank(wavelet: Sequence[float], bands: int) -> np.ndarray:
     """Build zero-phase band-pass filters, octave by octave; they sum to a unit impulse.
 
     The undecimated wavelet transform (paper, appendix B): the half-band filter H(z) H(1/z) / 2
@@ -403,7 +418,7 @@ def _filter_bank(wavelet, bands):
 # tensors [N]; plain numbers stand for constants.
 
 
-def _matrix(rows):
+def _matrix(rows: list[list[Any]]) -> torch.Tensor:
     entries = [entry for row in rows for entry in row]
     like = next(entry for entry in entries if isinstance(entry, torch.Tensor))
     options = {"shape": like.shape, "dtype": like.dtype, "device": like.device}
@@ -412,40 +427,44 @@ def _matrix(rows):
     return torch.stack(tensors, dim=1).reshape(-1, len(rows), len(rows))
 
 
-def _compose(a, b):
+def _compose(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """Matrix product, summed up in full precision whether or not TF32 is allowed on the GPU."""
     return (a[:, :, :, None] * b[:, None, :, :]).sum(dim=2)
 
 
-def _translate2d(tx, ty):
+def _translate2d(tx: torch.Tensor, ty: torch.Tensor) -> torch.Tensor:
     return _matrix([[1, 0, tx], [0, 1, ty], [0, 0, 1]])
 
 
-def _scale2d(sx, sy):
+def _scale2d(sx: torch.Tensor, sy: torch.Tensor | float) -> torch.Tensor:
     return _matrix([[sx, 0, 0], [0, sy, 0], [0, 0, 1]])
 
 
-def _rotate2d(angle):
+def _rotate2d(angle: torch.Tensor) -> torch.Tensor:
     c, s = torch.cos(angle), torch.sin(angle)
     return _matrix([[c, -s, 0], [s, c, 0], [0, 0, 1]])
 
 
-def _translate3d(t):
+def _translate3d(t: torch.Tensor) -> torch.Tensor:
     return _matrix([[1, 0, 0, t], [0, 1, 0, t], [0, 0, 1, t], [0, 0, 0, 1]])
 
 
-def _circulant3d(a, b, c):
+def _circulant3d(a: torch.Tensor, b: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
     """Linear map of RGB that treats the three channels alike."""
     return _matrix([[a, b, c, 0], [c, a, b, 0], [b, c, a, 0], [0, 0, 0, 1]])
 
 
-def _scale_luma_and_chroma(luma, chroma):
-    """Scale colours along the axis v = (1, 1, 1) / sqrt(3) and across it, vv' and I - vv'."""
+def _scale_luma_and_chroma(luma: Any, chroma: Any) -> torch.Tensor:
+    """Scale colours along the axis v = (1, 1, 1) / sqrt(3) and across it, vv' and I - vv'.
+
+    Args:
+        luma, chroma: Factors, a tensor [N] and a number or another tensor [N].
+    """
     mixed = (luma - chroma) / 3
     return _circulant3d(chroma + mixed, mixed, mixed)
 
 
-def _rotate_about_luma(angle):
+def _rotate_about_luma(angle: torch.Tensor) -> torch.Tensor:
     """Rotate colours about v = (1, 1, 1) / sqrt(3) by an angle in radians (Rodrigues' formula)."""
     c, s = torch.cos(angle), torch.sin(angle) / math.sqrt(3)
     mixed = (1 - c) / 3
@@ -455,7 +474,7 @@ def _rotate_about_luma(angle):
 # What is done with the matrices and filters.
 
 
-def _reflect_pad(x, padding):
+def _reflect_pad(x: torch.Tensor, padding: Sequence[int]) -> torch.Tensor:
     """Extend [N, C, H, W] by mirroring at the border pixels, as often as the padding needs.
 
     Args:
@@ -473,7 +492,9 @@ def _reflect_pad(x, padding):
     return x
 
 
-def _margins(inverse, size, border, footprint):
+def _margins(
+    inverse: torch.Tensor, size: tuple[int, int], border: int, footprint: int
+) -> list[int]:
     """Find how far outside the image the lookups of the whole batch read.
 
     This is the one place where the pipe waits for the GPU: shapes must be known on the host.
@@ -499,7 +520,12 @@ def _margins(inverse, size, border, footprint):
     return [int(margin) for margin in torch.stack(margins).tolist()]
 
 
-def _lookup_grid(inverse, offset, in_size, out_size):
+def _lookup_grid(
+    inverse: torch.Tensor,
+    offset: tuple[float, float],
+    in_size: tuple[int, int],
+    out_size: Sequence[int],
+) -> torch.Tensor:
     """Write affine lookups between images upsampled by two as grid_sample wants them.
 
     The peak of the wavelet filter lies half a sample off the middle of its taps: sample u of an
@@ -507,7 +533,7 @@ def _lookup_grid(inverse, offset, in_size, out_size):
 
     Args:
         inverse: [N, 3, 3], output to input coordinates in pixels about the image centre.
-        offset: x and y to add to the input coordinates.
+        offset: The x and y to add to the input coordinates.
         in_size: Width and height of the upsampled input in samples.
         out_size: Width and height of the upsampled output in samples.
 
@@ -527,7 +553,7 @@ def _lookup_grid(inverse, offset, in_size, out_size):
     return torch.stack(lookups, dim=-1)
 
 
-def _warp(x, inverse, taps):
+def _warp(x: torch.Tensor, inverse: torch.Tensor, taps: torch.Tensor) -> torch.Tensor:
     """Resample images under affine maps with little aliasing (paper, appendix B, fig. 11).
 
     Images are reflected at the border, upsampled by two with an orthogonal wavelet filter, looked
@@ -553,7 +579,7 @@ def _warp(x, inverse, taps):
     return upfirdn2d.downsample2d(x, taps, down=2, padding=-2 * border, flip_filter=True)
 
 
-def _recolor(x, matrix):
+def _recolor(x: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
     """Apply [N, 4, 4] to the colours of x, [N, 3, H, W], or to the mean channel of grey images."""
     matrix = matrix[:, :3]
     if x.shape[1] == 1:
@@ -566,7 +592,7 @@ def _recolor(x, matrix):
     return (matrix[:, :, :3] @ x.flatten(2) + matrix[:, :, 3:]).reshape(x.shape)
 
 
-def _keep_expected_power(gains):
+def _keep_expected_power(gains: list[torch.Tensor]) -> torch.Tensor:
     """Normalise the gains of all bands, a list of [N], for natural images; returns [N, bands].
 
     The paper normalises after each band, when the other bands have gain 1 in that step; the
@@ -577,7 +603,7 @@ def _keep_expected_power(gains):
     return torch.stack(gains, dim=1) / norm[:, None]
 
 
-def _filter_separably(x, taps):
+def _filter_separably(x: torch.Tensor, taps: torch.Tensor) -> torch.Tensor:
     """Filter rows and columns of x, [N, C, H, W], with symmetric taps [N, odd], reflecting."""
     count, channels, height, width = x.shape
     margin = taps.shape[1] // 2
@@ -589,7 +615,7 @@ def _filter_separably(x, taps):
     return x.reshape(count, channels, height, width)
 
 
-def _within_interval(length, centre, size):
+def _within_interval(length: int, centre: torch.Tensor, size: torch.Tensor) -> torch.Tensor:
     """Mark pixels, bool [N, length], whose middle is less than size / 2 from the centre.
 
     Size and centre, [N] each, are relative to the length.

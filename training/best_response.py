@@ -9,13 +9,16 @@ leaves one number: G follows the gradient of F + c f, with
 
 import contextlib
 import copy
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 
 EPS = 1e-8
 
 
-def response_weight(F, f, weights, limit=None):
+def response_weight(
+    F: torch.Tensor, f: torch.Tensor, weights: Sequence[torch.Tensor], limit: float | None = None
+) -> torch.Tensor:
     """The number c above.
 
     Args:
@@ -27,17 +30,19 @@ def response_weight(F, f, weights, limit=None):
     Returns:
         Scalar tensor, detached; 0 where half precision made a gradient overflow.
     """
-    options = dict(retain_graph=True, materialize_grads=True)
-    leader = torch.autograd.grad(F, weights, **options)
-    follower = torch.autograd.grad(f, weights, **options)
-    shared = sum((a * b).sum() for a, b in zip(leader, follower, strict=True))
-    squared = sum(b.square().sum() for b in follower)
+    leader = torch.autograd.grad(F, weights, retain_graph=True, materialize_grads=True)
+    follower = torch.autograd.grad(f, weights, retain_graph=True, materialize_grads=True)
+    none = torch.zeros([], dtype=f.dtype, device=f.device)
+    shared = sum(((a * b).sum() for a, b in zip(leader, follower, strict=True)), none)
+    squared = sum((b.square().sum() for b in follower), none)
     c = torch.nan_to_num(-shared / (squared + EPS), nan=0, posinf=0, neginf=0)
     return c if limit is None else c.clamp(-limit, limit)
 
 
 @contextlib.contextmanager
-def look_ahead(net, optimizer, steps):
+def look_ahead(
+    net: torch.nn.Module, optimizer: torch.optim.Optimizer, steps: Iterable[Callable[[], object]]
+) -> Iterator[None]:
     """Context in which `net` is some optimizer steps further than before and after it.
 
     Args:

@@ -12,6 +12,7 @@ import PIL.Image
 import torch
 
 from dnnlib.util import first_line, printable
+from training.data.dataset_json import read_labels
 from training.data.image_cache import DecodedImages
 from training.data.image_files import (
     ALPHA_MODES,
@@ -19,35 +20,39 @@ from training.data.image_files import (
     DatasetError,
     FileStore,
     ImageHeader,
-    Label,
     image_names,
     is_usable_resolution,
     open_image,
     open_store,
     read_image_header,
-    read_labels,
 )
-
-__all__ = ["DatasetError", "ImageFolderDataset", "subset_indices"]
+from training.data.labels import label_array, one_hot
 
 _CHANNELS = {"L": 1, "RGB": 3}
 _REMEDY = "convert the data with dataset_tool.py"
 
 
-class ImageFolderDataset(torch.utils.data.Dataset):
+class ImageFolderDataset(torch.utils.data.Dataset[tuple[np.ndarray, np.ndarray]]):
     """Images of a zip or folder in the order of their names, with the labels of dataset.json.
 
     Item i is (image, label): uint8 [C, H, W] with C 1 or 3, and float32 [label_dim]; without
     labels the label has shape [0]. Integer labels become one-hot rows over the classes of the
     whole archive, vectors stay as they are.
 
-    path: zip or folder. resolution: refuse images of another size. use_labels: read labels.
-    max_size: a random subset of that many images, drawn by random_seed. xflip: append a mirrored
-    copy of every image.
-
     name, image_shape [C, H, W] and label_dim (number of classes, or length of the vectors, or 0)
-    describe it. All image headers are checked here. Raises DatasetError, one line, for data that
-    cannot be used; an image whose pixels turn out damaged raises it when it is read.
+    describe it. All image headers are checked here.
+
+    Args:
+        path: Zip or folder.
+        resolution: Refuse images of another size.
+        use_labels: Read labels.
+        max_size: Take a random subset of that many images.
+        xflip: Append a mirrored copy of every image.
+        random_seed: Of the subset.
+
+    Raises:
+        DatasetError: The data cannot be used. An image whose pixels turn out damaged raises it
+            when it is read.
     """
 
     def __init__(
@@ -115,12 +120,12 @@ class ImageFolderDataset(torch.utils.data.Dataset):
         return np.ascontiguousarray(image), self.get_label(index)
 
     def get_label(self, index: int) -> np.ndarray:
-        """Return the label of one image, float32 [label_dim]."""
+        """The label of one image, float32 [label_dim]."""
         if self._labels is None:
             return np.zeros(0, np.float32)
         label = self._labels[self._indices[index]]
         if self.has_onehot_labels:
-            return (np.arange(self.label_dim) == label).astype(np.float32)
+            return one_hot(label, self.label_dim)
         return label.copy()
 
     @property
@@ -145,7 +150,11 @@ class ImageFolderDataset(torch.utils.data.Dataset):
         return self._store.signature(content=True)
 
     def decode_file(self, number: int) -> np.ndarray:
-        """Return image `number` of the archive, uint8 [C, H, W]; raises DatasetError."""
+        """Image `number` of the archive, uint8 [C, H, W].
+
+        Raises:
+            DatasetError: It is damaged.
+        """
         return self._decode(self._names[number])
 
     def use_decoded(self, decoded: DecodedImages) -> None:
@@ -153,7 +162,11 @@ class ImageFolderDataset(torch.utils.data.Dataset):
         self._decoded = decoded
 
     def check_unchanged(self) -> None:
-        """Raise DatasetError where another archive has taken the place of the one opened."""
+        """Check that the archive is still the one that was opened.
+
+        Raises:
+            DatasetError: Other data has taken its place.
+        """
         if self._file_state() == self._opened:
             return
         self._store.close()
@@ -192,13 +205,9 @@ def _check_headers(store: FileStore, names: list[str]) -> list[int]:
     """Check size and format of all images from their headers; return the common [C, H, W]."""
     if not names:
         raise DatasetError(f"'{store.path}' holds no images; {_REMEDY}.")
-    first: ImageHeader | None = None
-    others: list[tuple[str, ImageHeader]] = []
-    for name in names:
-        header = _usable_header(store, name)
-        first = first or header
-        if header != first:
-            others.append((name, header))
+    first = _usable_header(store, names[0])
+    headers = ((name, _usable_header(store, name)) for name in names[1:])
+    others = [(name, header) for name, header in headers if header != first]
     if others:
         name, header = others[0]
         raise DatasetError(
@@ -236,7 +245,7 @@ def _describe(header: ImageHeader) -> str:
 
 
 def _label_rows(store: FileStore, names: list[str]) -> np.ndarray:
-    """Return the labels in the order of names: int64 [N] for classes, float32 [N, D]."""
+    """The labels in the order of names: int64 [N] for classes, float32 [N, D]."""
     labels = read_labels(store)
     if not labels:
         raise DatasetError(
@@ -249,8 +258,7 @@ def _label_rows(store: FileStore, names: list[str]) -> np.ndarray:
             f"dataset.json in '{store.path}' lacks labels for {len(unlabelled)} of {len(names)} "
             f"images, such as '{unlabelled[0]}'."
         )
-    rows: list[Label] = [labels[name] for name in names]
-    return np.array(rows, np.int64 if isinstance(rows[0], int) else np.float32)
+    return label_array(labels, names)
 
 
 def _label_dim(labels: np.ndarray | None) -> int:
@@ -260,10 +268,20 @@ def _label_dim(labels: np.ndarray | None) -> int:
 
 
 def subset_indices(count: int, max_size: int | None, seed: int) -> np.ndarray:
-    """Return sorted indices of all images, or of a random subset of max_size.
+    """Sorted indices of all images, or of a random subset of max_size.
 
-    Raises DatasetError for a size or seed out of range. RandomState is frozen for good, so a seed
-    means the same subset everywhere.
+    RandomState is frozen for good, so a seed means the same subset everywhere.
+
+    Args:
+        count: Images there are.
+        max_size: Images to choose; None: all.
+        seed: Of the choice, 0 to 2^32 - 1.
+
+    Returns:
+        int64 array.
+
+    Raises:
+        DatasetError: The size or the seed is out of range.
     """
     if max_size is None or max_size == count:
         return np.arange(count)

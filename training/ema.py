@@ -3,7 +3,7 @@
 import torch
 
 
-def ema_decay(batch, nimg, ema_kimg, rampup):
+def ema_decay(batch: int, nimg: int, ema_kimg: float, rampup: float | None) -> float:
     """Weight of the old average in one step: half-life `ema_kimg`, shorter early in the run.
 
     Args:
@@ -19,7 +19,9 @@ def ema_decay(batch, nimg, ema_kimg, rampup):
 
 
 @torch.no_grad()
-def update_ema(average, model, decay):
+def update_ema(average: torch.nn.Module, model: torch.nn.Module, decay: float) -> None:
     """Move the parameters of `average` towards those of `model`; copy its buffers."""
-    torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
-    torch._foreach_copy_(list(average.buffers()), list(model.buffers()))
+    # What torch.optim uses; one kernel for many tensors has no public name.
+    lerp_, copy_ = torch._foreach_lerp_, torch._foreach_copy_  # pyright: ignore[reportPrivateImportUsage]
+    lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
+    copy_(list(average.buffers()), list(model.buffers()))

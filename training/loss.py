@@ -1,14 +1,16 @@
 """The adversarial stage: StyleGAN2's losses and regularisers, phase by phase."""
 
 import contextlib
-from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 
 from torch_utils.distributed import all_reduce_mean
 from training.best_response import response_weight
+from training.networks import Generator
 from training.objectives import (
     ADVERSARIAL_LOSSES,
+    ConsistencyWeights,
     gradient_penalty,
     latent_consistency,
     path_lengths,
@@ -17,7 +19,7 @@ from training.objectives import (
 
 
 @contextlib.contextmanager
-def gradients_through(net):
+def gradients_through(net: torch.nn.Module) -> Iterator[None]:
     """Context in which graphs reach the weights of a network that is not being trained."""
     net.requires_grad_(True)
     try:
@@ -34,14 +36,14 @@ class MovedLatents:
         noise: Standard deviation of the move.
     """
 
-    def __init__(self, z, noise):
+    def __init__(self, z: torch.Tensor, noise: float) -> None:
         self.z = z + noise * torch.randn_like(z)
         self._devices = [z.device] if z.is_cuda else []
         self._cpu = torch.get_rng_state()
         self._cuda = [torch.cuda.get_rng_state(device) for device in self._devices]
 
     @contextlib.contextmanager
-    def replay_rng(self):
+    def replay_rng(self) -> Iterator[None]:
         """Context in which those random numbers are drawn once more."""
         with torch.random.fork_rng(self._devices):
             torch.set_rng_state(self._cpu)
@@ -50,32 +52,12 @@ class MovedLatents:
             yield
 
 
-class Loss(ABC):
-    """What a stage trains with: the protocol of StyleGAN2-ADA, called by keyword.
-
-    `coopinit_patch.CoopInitLoss`, which depends on torch alone, follows it without deriving from
-    this class.
-    """
-
-    @abstractmethod
-    def accumulate_gradients(self, *, phase, real_img, real_c, gen_z, gen_c, gain):
-        """Add the gradient of one micro-batch to the network that `phase` trains.
-
-        Args:
-            phase: Gmain, Greg, Dmain or Dreg; Gboth and Dboth are main and regulariser in one.
-            real_img: Images [N, C, H, W] in [-1, 1].
-            real_c: Labels [N, c_dim].
-            gen_z: Latents [N, z_dim], N(0, 1).
-            gen_c: Labels [N, c_dim] of the images to generate.
-            gain: Factor on the loss.
-        """
-
-
-class StyleGAN2Loss(Loss):
+class StyleGAN2Loss:
     """Non-saturating (or another adversarial) loss and the regularisers that go with it.
 
     Args:
-        G, D: The networks.
+        G: Generator, with its parts `mapping` and `synthesis`.
+        D: Function (images [N, C, H, W], labels [N, c_dim]) -> logits [N, 1].
         augment: Function on image batches applied before D sees them, or None.
         adversarial: Key of `ADVERSARIAL_LOSSES`.
         gp_weight: Weight lambda of the gradient penalty, for a loss that has one.
@@ -95,24 +77,24 @@ class StyleGAN2Loss(Loss):
 
     def __init__(
         self,
-        G,
-        D,
+        G: Generator,
+        D: torch.nn.Module,
         *,
-        augment=None,
-        adversarial="ns",
-        gp_weight=10.0,
-        observe_real=None,
-        r1_gamma=10.0,
-        style_mixing_prob=0.9,
-        pl_weight=2.0,
-        pl_decay=0.01,
-        pl_batch_shrink=2,
-        zcr=None,
-        brc=False,
-        brc_limit=None,
-        moves_w_avg=True,
-        report,
-    ):
+        augment: Callable[[torch.Tensor], torch.Tensor] | None = None,
+        adversarial: str = "ns",
+        gp_weight: float = 10.0,
+        observe_real: Callable[[torch.Tensor], object] | None = None,
+        r1_gamma: float = 10.0,
+        style_mixing_prob: float = 0.9,
+        pl_weight: float = 2.0,
+        pl_decay: float = 0.01,
+        pl_batch_shrink: int = 2,
+        zcr: ConsistencyWeights | None = None,
+        brc: bool = False,
+        brc_limit: float | None = None,
+        moves_w_avg: bool = True,
+        report: Callable[[str, torch.Tensor], object],
+    ) -> None:
         self.G = G
         self.D = D
         self.augment = augment
@@ -131,16 +113,25 @@ class StyleGAN2Loss(Loss):
         self.pl_mean = torch.zeros([], device=next(G.parameters()).device)
         self.report = report
 
-    def state_dict(self):
+    def state_dict(self) -> dict[str, torch.Tensor]:
         """The running mean of path lengths."""
         return {"pl_mean": self.pl_mean}
 
-    def load_state_dict(self, state):
-        """Go on from `state_dict()`."""
+    def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Restore what `state_dict()` returned."""
         self.pl_mean.copy_(state["pl_mean"])
 
-    def accumulate_gradients(self, *, phase, real_img, real_c, gen_z, gen_c, gain):
-        """See `Loss.accumulate_gradients`."""
+    def accumulate_gradients(
+        self,
+        *,
+        phase: str,
+        real_img: torch.Tensor,
+        real_c: torch.Tensor,
+        gen_z: torch.Tensor,
+        gen_c: torch.Tensor,
+        gain: float,
+    ) -> None:
+        """Fulfils `training.stages.Loss`."""
         if phase in ("Gmain", "Gboth"):
             self._generator_main(gen_z, gen_c, real_img, real_c, gain)
         if phase in ("Greg", "Gboth") and self.pl_weight > 0:
@@ -156,27 +147,37 @@ class StyleGAN2Loss(Loss):
         if phase == "Dreg" and self.r1_gamma > 0:
             self._discriminator_real(real_img, real_c, gain, main=False, r1=True)
 
-    def _generate(self, z, c, skip_w_avg_update=False):
+    def _generate(
+        self, z: torch.Tensor, c: torch.Tensor, skip_w_avg_update: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Images and their ws; with style mixing, later styles may come from another latent."""
         skip_w_avg_update = skip_w_avg_update or not self.moves_w_avg
         ws = self.G.mapping(z, c, skip_w_avg_update=skip_w_avg_update)
         num_ws = ws.shape[1]
         if num_ws > 1 and torch.rand(()).item() < self.style_mixing_prob:
-            cutoff = torch.randint(1, num_ws, ()).item()
+            cutoff = int(torch.randint(1, num_ws, ()))
             other = self.G.mapping(torch.randn_like(z), c, skip_w_avg_update=True)
             ws = torch.cat([ws[:, :cutoff], other[:, cutoff:]], dim=1)
         return self.G.synthesis(ws), ws
 
-    def _score(self, img, c):
+    def _score(self, img: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
         return self.D(img if self.augment is None else self.augment(img), c)
 
-    def _report_scores(self, kind, scores):
+    def _report_scores(self, kind: str, scores: torch.Tensor) -> None:
         scores = scores.detach()
         self.report(f"Loss/scores/{kind}", scores)
         self.report(f"Loss/signs/{kind}", scores.sign())
 
-    def _generator_main(self, z, c, real_img, real_c, gain):
-        pair = None if self.zcr is None else MovedLatents(z, self.zcr.noise)
+    def _generator_main(
+        self,
+        z: torch.Tensor,
+        c: torch.Tensor,
+        real_img: torch.Tensor,
+        real_c: torch.Tensor,
+        gain: float,
+    ) -> None:
+        zcr = self.zcr
+        moved = None if zcr is None else MovedLatents(z, zcr.noise)
         with gradients_through(self.D) if self.brc else contextlib.nullcontext():
             img, _ = self._generate(z, c)
             scores = self._score(img, c)
@@ -184,17 +185,24 @@ class StyleGAN2Loss(Loss):
             total = loss.mean()
             if self.brc:
                 total = total + self._best_response(total, img, scores, real_img, real_c)
-        if pair is not None:
-            with pair.replay_rng():
-                moved_img, _ = self._generate(pair.z, c, skip_w_avg_update=True)
+        if zcr is not None and moved is not None:
+            with moved.replay_rng():
+                moved_img, _ = self._generate(moved.z, c, skip_w_avg_update=True)
             change = latent_consistency(img, moved_img)
-            total = total - self.zcr.G * change.mean()  # G is to be sensitive to z, D is not
+            total = total - zcr.G * change.mean()  # G is to be sensitive to z, D is not
             self.report("Loss/zcr/G", change.detach())
         total.mul(gain).backward(inputs=[p for p in self.G.parameters() if p.requires_grad])
         self._report_scores("fake", scores)
         self.report("Loss/G/loss", loss.detach())
 
-    def _best_response(self, G_loss, img, scores, real_img, real_c):
+    def _best_response(
+        self,
+        G_loss: torch.Tensor,
+        img: torch.Tensor,
+        scores: torch.Tensor,
+        real_img: torch.Tensor,
+        real_c: torch.Tensor,
+    ) -> torch.Tensor:
         """The term c f that the best-response constraint adds to G's loss."""
         D_loss = self.objective.D_fake(scores).mean()
         D_loss = D_loss + self.objective.D_real(self._score(real_img, real_c)).mean()
@@ -205,7 +213,7 @@ class StyleGAN2Loss(Loss):
         self.report("Loss/brc_weight", weight)
         return weight * D_loss
 
-    def _path_length(self, z, c, gain):
+    def _path_length(self, z: torch.Tensor, c: torch.Tensor, gain: float) -> None:
         """Path length regularisation (StyleGAN2, equation 4), on a part of the batch."""
         size = max(len(z) // self.pl_batch_shrink, 1)
         img, ws = self._generate(z[:size], c[:size])
@@ -219,26 +227,32 @@ class StyleGAN2Loss(Loss):
         self.report("Loss/pl_penalty", penalty)
         self.report("Loss/G/reg", penalty * self.pl_weight)
 
-    def _discriminator_fake(self, z, c, gain):
-        pair = None if self.zcr is None else MovedLatents(z, self.zcr.noise)
+    def _discriminator_fake(
+        self, z: torch.Tensor, c: torch.Tensor, gain: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns the images and, for logs, D's loss of each [N]."""
+        zcr = self.zcr
+        moved = None if zcr is None else MovedLatents(z, zcr.noise)
         with torch.no_grad():
             img, _ = self._generate(z, c)
         scores = self._score(img, c)
         loss = self.objective.D_fake(scores).squeeze(1)
         total = loss
-        if pair is not None:
-            with pair.replay_rng():  # of augmentations, too
+        if zcr is not None and moved is not None:
+            with moved.replay_rng():  # of augmentations, too
                 with torch.no_grad():
-                    moved_img, _ = self._generate(pair.z, c, skip_w_avg_update=True)
+                    moved_img, _ = self._generate(moved.z, c, skip_w_avg_update=True)
                 moved_scores = self._score(moved_img, c)
             change = latent_consistency(scores, moved_scores)
-            total = loss + self.zcr.D * change
+            total = loss + zcr.D * change
             self.report("Loss/zcr/D", change.detach())
         total.mean().mul(gain).backward()
         self._report_scores("fake", scores)
         return img, loss.detach()
 
-    def _discriminator_real(self, real_img, real_c, gain, *, main, r1):
+    def _discriminator_real(
+        self, real_img: torch.Tensor, real_c: torch.Tensor, gain: float, *, main: bool, r1: bool
+    ) -> torch.Tensor:
         """One evaluation of real images serves the loss (`main`) and the R1 penalty (`r1`)."""
         img = real_img.detach().requires_grad_(r1)
         scores = self._score(img, real_c)
@@ -255,7 +269,9 @@ class StyleGAN2Loss(Loss):
         total.mean().mul(gain).backward()
         return loss.detach()
 
-    def _gradient_penalty(self, real_img, fake_img, real_c):
+    def _gradient_penalty(
+        self, real_img: torch.Tensor, fake_img: torch.Tensor, real_c: torch.Tensor
+    ) -> torch.Tensor:
         """Weighted penalty [N] at points drawn uniformly between real and generated images."""
         shape = [len(real_img), 1, 1, 1]
         share = torch.rand(shape, dtype=real_img.dtype, device=real_img.device)

@@ -4,8 +4,13 @@ The source text of this file travels inside network snapshots and is executed by
 StyleGAN2-ADA-PyTorch loader. It may therefore use only those project names that exist there too
 (a test holds the list), and constructor arguments, parameter and buffer names are part of the
 snapshot format. Images are float32 NCHW in [-1, 1]. The `num_fp16_res` highest resolutions run in
-half precision: bfloat16 anywhere, float16 on CUDA only, in whose place the CPU uses float32.
+half precision: bfloat16 anywhere, float16 on CUDA only; instead of it the CPU uses float32.
 """
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,12 +23,12 @@ HALF_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 @misc.profiled_function
-def normalize_2nd_moment(x, dim=1, eps=1e-8):
-    """Scale `x` so that its mean square along `dim` is one."""
+def normalize_2nd_moment(x: torch.Tensor, dim: int = 1, eps: float = 1e-8) -> torch.Tensor:
+    """Scale `x`, of any shape, so that its mean square along `dim` is one."""
     return x * (x.square().mean(dim=dim, keepdim=True) + eps).rsqrt()
 
 
-def _prenormalize(weight, styles):
+def _prenormalize(weight: torch.Tensor, styles: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Bring weights and styles to unit max-norm, so that float16 demodulation cannot overflow.
 
     Demodulation cancels any factor per output channel and per sample, so the result is unchanged.
@@ -36,9 +41,18 @@ def _prenormalize(weight, styles):
 
 @misc.profiled_function
 def modulated_conv2d(
-    x, weight, styles, noise=None, up=1, down=1, padding=0, resample_filter=None, demodulate=True,
-    flip_weight=True, fused_modconv=True,
-):  # fmt: skip
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    styles: torch.Tensor,
+    noise: torch.Tensor | None = None,
+    up: int = 1,
+    down: int = 1,
+    padding: int = 0,
+    resample_filter: torch.Tensor | None = None,
+    demodulate: bool = True,
+    flip_weight: bool = True,
+    fused_modconv: bool = True,
+) -> torch.Tensor:
     """Convolve each sample with its own scaled weights (StyleGAN2 paper, equations 1-3).
 
     Args:
@@ -60,7 +74,8 @@ def modulated_conv2d(
     misc.assert_shape(x, [batch, in_channels, None, None])
     if x.dtype == torch.float16 and demodulate:
         weight, styles = _prenormalize(weight, styles)
-    resample = dict(f=resample_filter, up=up, down=down, padding=padding, flip_weight=flip_weight)
+    resample: dict[str, Any] = dict(f=resample_filter, up=up, down=down, padding=padding)
+    resample["flip_weight"] = flip_weight
 
     # Equation 3: the norm of the modulated weights, without forming them. Shape [N, O].
     scale = None
@@ -70,7 +85,7 @@ def modulated_conv2d(
 
     if fused_modconv:
         w = weight.unsqueeze(0) * styles[:, None, :, None, None]  # equation 1: [N, O, I, k, k]
-        if demodulate:
+        if scale is not None:
             w = w * scale[:, :, None, None, None]
         w = w.reshape(-1, *weight.shape[1:]).to(x.dtype)
         x = x.reshape(1, -1, *x.shape[2:])
@@ -80,19 +95,21 @@ def modulated_conv2d(
 
     y = x * styles.to(x.dtype)[:, :, None, None]
     y = conv2d_resample.conv2d_resample(x=y, w=weight.to(x.dtype), **resample)
-    if demodulate:
+    if scale is not None:
         scale = scale.to(x.dtype)[:, :, None, None]
         return y * scale if noise is None else fma.fma(y, scale, noise.to(y.dtype))
     return y if noise is None else y + noise.to(y.dtype)
 
 
-def _random_weight(out_channels, in_channels, kernel_size, channels_last):
+def _random_weight(
+    out_channels: int, in_channels: int, kernel_size: int, channels_last: bool
+) -> torch.Tensor:
     weight = torch.randn([out_channels, in_channels, kernel_size, kernel_size])
     layout = torch.channels_last if channels_last else torch.contiguous_format
     return weight.contiguous(memory_format=layout)
 
 
-def _biased_activation(layer, x, gain):
+def _biased_activation(layer: Any, x: torch.Tensor, gain: float) -> torch.Tensor:
     """End of a convolutional layer: bias, activation, its gain times `gain`, clamp likewise."""
     bias = None if layer.bias is None else layer.bias.to(x.dtype)
     clamp = None if layer.conv_clamp is None else layer.conv_clamp * gain
@@ -105,9 +122,14 @@ class FullyConnectedLayer(torch.nn.Module):
     """Linear layer with equalised learning rate: [N, in_features] -> [N, out_features]."""
 
     def __init__(
-        self, in_features, out_features, bias=True, activation="linear", lr_multiplier=1,
-        bias_init=0,
-    ):  # fmt: skip
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        activation: str = "linear",
+        lr_multiplier: float = 1,
+        bias_init: float = 0,
+    ) -> None:
         super().__init__()
         self.activation = activation
         weight = torch.randn([out_features, in_features]) / lr_multiplier
@@ -117,7 +139,7 @@ class FullyConnectedLayer(torch.nn.Module):
         self.weight_gain = float(lr_multiplier / np.sqrt(in_features))
         self.bias_gain = lr_multiplier
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Apply the layer in the dtype of `x`."""
         w = self.weight.to(x.dtype) * self.weight_gain
         b = None if self.bias is None else self.bias.to(x.dtype) * self.bias_gain
@@ -133,10 +155,23 @@ class Conv2dLayer(torch.nn.Module):
     A layer that is not `trainable` keeps weight and bias as buffers (Freeze-D, Mo et al. 2020).
     """
 
+    weight: torch.Tensor
+    resample_filter: torch.Tensor
+
     def __init__(
-        self, in_channels, out_channels, kernel_size, bias=True, activation="linear", up=1, down=1,
-        resample_filter=[1, 3, 3, 1], conv_clamp=None, channels_last=False, trainable=True,
-    ):  # fmt: skip
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        bias: bool = True,
+        activation: str = "linear",
+        up: int = 1,
+        down: int = 1,
+        resample_filter: Sequence[float] | None = [1, 3, 3, 1],
+        conv_clamp: float | None = None,
+        channels_last: bool = False,
+        trainable: bool = True,
+    ) -> None:
         super().__init__()
         self.activation, self.up, self.down, self.conv_clamp = activation, up, down, conv_clamp
         self.padding = kernel_size // 2
@@ -153,11 +188,18 @@ class Conv2dLayer(torch.nn.Module):
             else:
                 self.register_buffer(name, value)
 
-    def forward(self, x, gain=1):
+    def forward(self, x: torch.Tensor, gain: float = 1) -> torch.Tensor:
         """[N, in_channels, H, W] -> [N, out_channels, H', W'], output scaled by `gain`."""
         w = (self.weight * self.weight_gain).to(x.dtype)
-        resample = dict(f=self.resample_filter, up=self.up, down=self.down, padding=self.padding)
-        x = conv2d_resample.conv2d_resample(x=x, w=w, flip_weight=(self.up == 1), **resample)
+        x = conv2d_resample.conv2d_resample(
+            x=x,
+            w=w,
+            f=self.resample_filter,
+            up=self.up,
+            down=self.down,
+            padding=self.padding,
+            flip_weight=(self.up == 1),
+        )
         return _biased_activation(self, x, gain)
 
 
@@ -168,10 +210,21 @@ class MappingNetwork(torch.nn.Module):
     `num_ws=None` returns w [N, w_dim] without repeating it; `w_avg_beta=None` keeps no mean of w.
     """
 
+    w_avg: torch.Tensor
+
     def __init__(
-        self, z_dim, c_dim, w_dim, num_ws, num_layers=8, embed_features=None, layer_features=None,
-        activation="lrelu", lr_multiplier=0.01, w_avg_beta=0.995,
-    ):  # fmt: skip
+        self,
+        z_dim: int,
+        c_dim: int,
+        w_dim: int,
+        num_ws: int | None,
+        num_layers: int = 8,
+        embed_features: int | None = None,
+        layer_features: int | None = None,
+        activation: str = "lrelu",
+        lr_multiplier: float = 0.01,
+        w_avg_beta: float | None = 0.995,
+    ) -> None:
         super().__init__()
         self.z_dim, self.c_dim, self.w_dim, self.num_ws = z_dim, c_dim, w_dim, num_ws
         self.num_layers, self.w_avg_beta = num_layers, w_avg_beta
@@ -181,40 +234,51 @@ class MappingNetwork(torch.nn.Module):
         if c_dim > 0:
             widths[0] += embed_features
             self.embed = FullyConnectedLayer(c_dim, embed_features)
-        layer = dict(activation=activation, lr_multiplier=lr_multiplier)
         for idx in range(num_layers):
-            fc = FullyConnectedLayer(widths[idx], widths[idx + 1], **layer)
+            fc = FullyConnectedLayer(
+                widths[idx], widths[idx + 1], activation=activation, lr_multiplier=lr_multiplier
+            )
             setattr(self, f"fc{idx}", fc)
         if num_ws is not None and w_avg_beta is not None:
             self.register_buffer("w_avg", torch.zeros([w_dim]))
 
-    def forward(self, z, c, truncation_psi=1, truncation_cutoff=None, skip_w_avg_update=False):
+    def forward(
+        self,
+        z: torch.Tensor | None,
+        c: torch.Tensor | None,
+        truncation_psi: float = 1,
+        truncation_cutoff: int | None = None,
+        skip_w_avg_update: bool = False,
+    ) -> torch.Tensor:
         """Map z [N, z_dim] and c [N, c_dim] to ws [N, num_ws, w_dim] (float32).
 
-        `truncation_psi` pulls the first `truncation_cutoff` (default: all) copies of w towards
-        the running mean (StyleGAN paper, appendix B).
+        z may be None where z_dim is 0, and c where c_dim is. `truncation_psi` pulls the first
+        `truncation_cutoff` (default: all) copies of w towards the running mean (StyleGAN paper,
+        appendix B).
         """
         inputs = []
         if self.z_dim > 0:
+            assert z is not None
             misc.assert_shape(z, [None, self.z_dim])
             inputs.append(normalize_2nd_moment(z.to(torch.float32)))
         if self.c_dim > 0:
+            assert c is not None
             misc.assert_shape(c, [None, self.c_dim])
             inputs.append(normalize_2nd_moment(self.embed(c.to(torch.float32))))
         x = torch.cat(inputs, dim=1)
         for idx in range(self.num_layers):
             x = getattr(self, f"fc{idx}")(x)
 
-        tracks_mean = self.num_ws is not None and self.w_avg_beta is not None
-        if tracks_mean and self.training and not skip_w_avg_update:
-            self.w_avg.copy_(x.detach().mean(dim=0).lerp(self.w_avg, self.w_avg_beta))
+        if self.num_ws is not None and self.w_avg_beta is not None:
+            if self.training and not skip_w_avg_update:
+                self.w_avg.copy_(x.detach().mean(dim=0).lerp(self.w_avg, self.w_avg_beta))
         if self.num_ws is not None:
             x = x.unsqueeze(1).repeat([1, self.num_ws, 1])
         if truncation_psi != 1:
             x = self._truncate(x, truncation_psi, truncation_cutoff)
         return x
 
-    def _truncate(self, ws, psi, cutoff):
+    def _truncate(self, ws: torch.Tensor, psi: float, cutoff: int | None) -> torch.Tensor:
         if cutoff is None:
             return self.w_avg.lerp(ws, psi)
         return torch.cat([self.w_avg.lerp(ws[:, :cutoff], psi), ws[:, cutoff:]], dim=1)
@@ -224,10 +288,23 @@ class MappingNetwork(torch.nn.Module):
 class SynthesisLayer(torch.nn.Module):
     """Modulated convolution, noise, bias and activation of one style."""
 
+    resample_filter: torch.Tensor
+    noise_const: torch.Tensor
+
     def __init__(
-        self, in_channels, out_channels, w_dim, resolution, kernel_size=3, up=1, use_noise=True,
-        activation="lrelu", resample_filter=[1, 3, 3, 1], conv_clamp=None, channels_last=False,
-    ):  # fmt: skip
+        self,
+        in_channels: int,
+        out_channels: int,
+        w_dim: int,
+        resolution: int,
+        kernel_size: int = 3,
+        up: int = 1,
+        use_noise: bool = True,
+        activation: str = "lrelu",
+        resample_filter: Sequence[float] | None = [1, 3, 3, 1],
+        conv_clamp: float | None = None,
+        channels_last: bool = False,
+    ) -> None:
         super().__init__()
         self.resolution, self.up = resolution, up
         self.use_noise, self.activation, self.conv_clamp = use_noise, activation, conv_clamp
@@ -243,7 +320,7 @@ class SynthesisLayer(torch.nn.Module):
             self.noise_strength = torch.nn.Parameter(torch.zeros([]))
         self.bias = torch.nn.Parameter(torch.zeros([out_channels]))
 
-    def _noise(self, x, noise_mode):
+    def _noise(self, x: torch.Tensor, noise_mode: str) -> torch.Tensor | None:
         if not self.use_noise or noise_mode == "none":
             return None
         if noise_mode == "const":
@@ -251,15 +328,29 @@ class SynthesisLayer(torch.nn.Module):
         shape = [x.shape[0], 1, self.resolution, self.resolution]
         return torch.randn(shape, device=x.device) * self.noise_strength
 
-    def forward(self, x, w, noise_mode="random", fused_modconv=True, gain=1):
+    def forward(
+        self,
+        x: torch.Tensor,
+        w: torch.Tensor,
+        noise_mode: str = "random",
+        fused_modconv: bool = True,
+        gain: float = 1,
+    ) -> torch.Tensor:
         """Features [N, in_channels, H, W] and style w [N, w_dim] to [N, out_channels, H', W']."""
         if noise_mode not in ("random", "const", "none"):
             raise ValueError(f"noise_mode is random, const or none, not {noise_mode!r}")
         noise = self._noise(x, noise_mode)
         x = modulated_conv2d(
-            x, self.weight, self.affine(w), noise, up=self.up, resample_filter=self.resample_filter,
-            padding=self.padding, flip_weight=(self.up == 1), fused_modconv=fused_modconv,
-        )  # fmt: skip
+            x,
+            self.weight,
+            self.affine(w),
+            noise,
+            up=self.up,
+            padding=self.padding,
+            resample_filter=self.resample_filter,
+            flip_weight=(self.up == 1),
+            fused_modconv=fused_modconv,
+        )
         return _biased_activation(self, x, gain)
 
 
@@ -268,8 +359,14 @@ class ToRGBLayer(torch.nn.Module):
     """Features to image channels: modulated 1x1 convolution without demodulation."""
 
     def __init__(
-        self, in_channels, out_channels, w_dim, kernel_size=1, conv_clamp=None, channels_last=False,
-    ):  # fmt: skip
+        self,
+        in_channels: int,
+        out_channels: int,
+        w_dim: int,
+        kernel_size: int = 1,
+        conv_clamp: float | None = None,
+        channels_last: bool = False,
+    ) -> None:
         super().__init__()
         self.conv_clamp = conv_clamp
         self.affine = FullyConnectedLayer(w_dim, in_channels, bias_init=1)
@@ -278,21 +375,23 @@ class ToRGBLayer(torch.nn.Module):
         self.bias = torch.nn.Parameter(torch.zeros([out_channels]))
         self.weight_gain = float(1 / np.sqrt(in_channels * kernel_size**2))
 
-    def forward(self, x, w, fused_modconv=True):
+    def forward(self, x: torch.Tensor, w: torch.Tensor, fused_modconv: bool = True) -> torch.Tensor:
         """Features [N, in_channels, H, W] and style w [N, w_dim] to [N, out_channels, H, W]."""
         styles = self.affine(w) * self.weight_gain
         x = modulated_conv2d(x, self.weight, styles, demodulate=False, fused_modconv=fused_modconv)
         return bias_act.bias_act(x, self.bias.to(x.dtype), clamp=self.conv_clamp)
 
 
-def _check_choices(architecture, half_dtype="float16"):
+def _check_choices(architecture: str, half_dtype: str = "float16") -> None:
     if architecture not in ("orig", "skip", "resnet"):
         raise ValueError(f"architecture is orig, skip or resnet, not {architecture!r}")
     if half_dtype not in HALF_DTYPES:
         raise ValueError(f"half_dtype is float16 or bfloat16, not {half_dtype!r}")
 
 
-def _precision(block, x, force_fp32):
+def _precision(
+    block: Any, x: torch.Tensor, force_fp32: bool
+) -> tuple[torch.dtype, torch.memory_format]:
     """The dtype and memory format that `block` computes in, for input like `x`."""
     dtype = HALF_DTYPES[block.half_dtype]
     if not block.use_fp16 or force_fp32 or (dtype == torch.float16 and not x.is_cuda):
@@ -304,11 +403,24 @@ def _precision(block, x, force_fp32):
 class SynthesisBlock(torch.nn.Module):
     """All layers of one resolution of the generator."""
 
+    resample_filter: torch.Tensor
+
     def __init__(
-        self, in_channels, out_channels, w_dim, resolution, img_channels, is_last,
-        architecture="skip", resample_filter=[1, 3, 3, 1], conv_clamp=None, use_fp16=False,
-        fp16_channels_last=False, half_dtype="float16", **layer_kwargs,
-    ):  # fmt: skip
+        self,
+        in_channels: int,
+        out_channels: int,
+        w_dim: int,
+        resolution: int,
+        img_channels: int,
+        is_last: bool,
+        architecture: str = "skip",
+        resample_filter: Sequence[float] | None = [1, 3, 3, 1],
+        conv_clamp: float | None = None,
+        use_fp16: bool = False,
+        fp16_channels_last: bool = False,
+        half_dtype: str = "float16",
+        **layer_kwargs: Any,
+    ) -> None:
         _check_choices(architecture, half_dtype)
         super().__init__()
         self.in_channels, self.w_dim = in_channels, w_dim
@@ -317,9 +429,9 @@ class SynthesisBlock(torch.nn.Module):
         self.register_buffer("resample_filter", upfirdn2d.setup_filter(resample_filter))
         self.num_conv = 1 if in_channels == 0 else 2
         self.num_torgb = 1 if is_last or architecture == "skip" else 0
-        shared = dict(conv_clamp=conv_clamp, channels_last=self.channels_last)
-        layer = dict(w_dim=w_dim, resolution=resolution, resample_filter=resample_filter)
-        layer.update(**shared, **layer_kwargs)
+        shared: dict[str, Any] = dict(conv_clamp=conv_clamp, channels_last=self.channels_last)
+        layer: dict[str, Any] = dict(w_dim=w_dim, resolution=resolution, **shared, **layer_kwargs)
+        layer["resample_filter"] = resample_filter
         if in_channels == 0:
             self.const = torch.nn.Parameter(torch.randn([out_channels, resolution, resolution]))
         else:
@@ -329,12 +441,33 @@ class SynthesisBlock(torch.nn.Module):
             self.torgb = ToRGBLayer(out_channels, img_channels, w_dim=w_dim, **shared)
         if in_channels != 0 and architecture == "resnet":
             self.skip = Conv2dLayer(
-                in_channels, out_channels, kernel_size=1, bias=False, up=2,
-                resample_filter=resample_filter, channels_last=self.channels_last,
-            )  # fmt: skip
+                in_channels,
+                out_channels,
+                kernel_size=1,
+                bias=False,
+                up=2,
+                resample_filter=resample_filter,
+                channels_last=self.channels_last,
+            )
 
-    def forward(self, x, img, ws, force_fp32=False, fused_modconv=None, **layer_kwargs):
+    def forward(
+        self,
+        x: torch.Tensor | None,
+        img: torch.Tensor | None,
+        ws: torch.Tensor,
+        force_fp32: bool = False,
+        fused_modconv: bool | None = None,
+        **layer_kwargs: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Features x and image so far, both of half the resolution (or None), to the same here.
+
+        Args:
+            x: Features [N, in_channels, H / 2, W / 2]; None in the first block.
+            img: Image [N, img_channels, H / 2, W / 2], or None.
+            ws: Styles [N, num_conv + num_torgb, w_dim], float32.
+            force_fp32: Compute in float32, whatever the block is made for.
+            fused_modconv: As in `modulated_conv2d`; None: whichever is faster.
+            layer_kwargs: For the `SynthesisLayer`s: noise_mode.
 
         Returns:
             x [N, out_channels, H, W] in half or float32; img [N, img_channels, H, W] in float32.
@@ -347,29 +480,29 @@ class SynthesisBlock(torch.nn.Module):
             # CPU always, scaling the activations is the faster of the two equal formulations.
             small = dtype == torch.float32 or len(ws) == 1
             fused_modconv = ws.is_cuda and not self.training and small
-        layer = dict(fused_modconv=fused_modconv, **layer_kwargs)
+        layer: dict[str, Any] = dict(fused_modconv=fused_modconv, **layer_kwargs)
 
-        if self.in_channels == 0:
-            x = self.const.to(dtype=dtype).unsqueeze(0).repeat([ws.shape[0], 1, 1, 1])
-            x = self.conv1(x.contiguous(memory_format=layout), next(styles), **layer)
+        if x is None:
+            y = self.const.to(dtype=dtype).unsqueeze(0).repeat([ws.shape[0], 1, 1, 1])
+            y = self.conv1(y.contiguous(memory_format=layout), next(styles), **layer)
         else:
-            x = x.to(dtype=dtype, memory_format=layout)
-            shortcut = self.skip(x, gain=SQRT_HALF) if self.architecture == "resnet" else None
-            x = self.conv0(x, next(styles), **layer)
+            y = x.to(dtype=dtype, memory_format=layout)
+            shortcut = self.skip(y, gain=SQRT_HALF) if self.architecture == "resnet" else None
+            y = self.conv0(y, next(styles), **layer)
             gain = 1 if shortcut is None else SQRT_HALF
-            x = self.conv1(x, next(styles), gain=gain, **layer)
-            x = x if shortcut is None else shortcut + x
+            y = self.conv1(y, next(styles), gain=gain, **layer)
+            y = y if shortcut is None else shortcut + y
 
         if img is not None:
             img = upfirdn2d.upsample2d(img, self.resample_filter)
         if self.num_torgb:
-            rgb = self.torgb(x, next(styles), fused_modconv=fused_modconv)
+            rgb = self.torgb(y, next(styles), fused_modconv=fused_modconv)
             rgb = rgb.to(dtype=torch.float32, memory_format=torch.contiguous_format)
             img = rgb if img is None else img + rgb
-        return x, img
+        return y, img
 
 
-def _block_resolutions(img_resolution):
+def _block_resolutions(img_resolution: int) -> list[int]:
     """4, 8, ..., img_resolution; a resolution must be a power of two of at least 4."""
     log2 = img_resolution.bit_length() - 1
     if img_resolution < 4 or img_resolution != 2**log2:
@@ -377,7 +510,7 @@ def _block_resolutions(img_resolution):
     return [2**i for i in range(2, log2 + 1)]
 
 
-def _lowest_fp16_resolution(img_resolution, num_fp16_res):
+def _lowest_fp16_resolution(img_resolution: int, num_fp16_res: int) -> int:
     """The lowest of the `num_fp16_res` highest resolutions, never below 8."""
     return max(2 * img_resolution // 2**num_fp16_res, 8)
 
@@ -387,9 +520,15 @@ class SynthesisNetwork(torch.nn.Module):
     """ws [N, num_ws, w_dim] to images [N, img_channels, img_resolution, img_resolution]."""
 
     def __init__(
-        self, w_dim, img_resolution, img_channels, channel_base=32768, channel_max=512,
-        num_fp16_res=0, **block_kwargs,
-    ):  # fmt: skip
+        self,
+        w_dim: int,
+        img_resolution: int,
+        img_channels: int,
+        channel_base: int = 32768,
+        channel_max: int = 512,
+        num_fp16_res: int = 0,
+        **block_kwargs: Any,
+    ) -> None:
         super().__init__()
         self.w_dim, self.img_resolution, self.img_channels = w_dim, img_resolution, img_channels
         self.block_resolutions = _block_resolutions(img_resolution)
@@ -399,25 +538,31 @@ class SynthesisNetwork(torch.nn.Module):
         self.num_ws = 0
         for res in self.block_resolutions:
             block = SynthesisBlock(
-                channels[res // 2] if res > 4 else 0, channels[res], w_dim=w_dim, resolution=res,
-                img_channels=img_channels, is_last=(res == img_resolution),
-                use_fp16=(res >= fp16_from), **block_kwargs,
-            )  # fmt: skip
-            self.num_ws += block.num_conv
+                channels[res // 2] if res > 4 else 0,
+                channels[res],
+                w_dim=w_dim,
+                resolution=res,
+                img_channels=img_channels,
+                is_last=(res == img_resolution),
+                use_fp16=(res >= fp16_from),
+                **block_kwargs,
+            )
+            # ToRGB shares its style with the next block's first layer; only the last has its own.
+            self.num_ws += block.num_conv + (block.num_torgb if res == img_resolution else 0)
             setattr(self, f"b{res}", block)
-        # ToRGB shares its style with the next block's first layer; only the last has its own.
-        self.num_ws += block.num_torgb
 
-    def forward(self, ws, **block_kwargs):
-        """Synthesise images; `block_kwargs`: noise_mode, force_fp32, fused_modconv."""
+    def forward(self, ws: torch.Tensor, **block_kwargs: Any) -> torch.Tensor:
+        """Synthesise float32 images; `block_kwargs`: noise_mode, force_fp32, fused_modconv."""
         misc.assert_shape(ws, [None, self.num_ws, self.w_dim])
         ws = ws.to(torch.float32)
-        x, img, first = None, None, 0
+        x = img = None
+        first = 0
         for res in self.block_resolutions:
             block = getattr(self, f"b{res}")
             block_ws = ws.narrow(1, first, block.num_conv + block.num_torgb)
             x, img = block(x, img, block_ws, **block_kwargs)
             first += block.num_conv
+        assert img is not None, "the last block makes one in every architecture"
         return img
 
 
@@ -426,9 +571,15 @@ class Generator(torch.nn.Module):
     """StyleGAN2 generator: z [N, z_dim], c [N, c_dim] to images [N, C, H, W]."""
 
     def __init__(
-        self, z_dim, c_dim, w_dim, img_resolution, img_channels,
-        mapping_kwargs={}, synthesis_kwargs={},
-    ):  # fmt: skip
+        self,
+        z_dim: int,
+        c_dim: int,
+        w_dim: int,
+        img_resolution: int,
+        img_channels: int,
+        mapping_kwargs: dict[str, Any] = {},
+        synthesis_kwargs: dict[str, Any] = {},
+    ) -> None:
         super().__init__()
         self.z_dim, self.c_dim = z_dim, c_dim
         self.w_dim, self.img_resolution, self.img_channels = w_dim, img_resolution, img_channels
@@ -436,7 +587,14 @@ class Generator(torch.nn.Module):
         self.num_ws = self.synthesis.num_ws
         self.mapping = MappingNetwork(z_dim, c_dim, w_dim, self.num_ws, **mapping_kwargs)
 
-    def forward(self, z, c, truncation_psi=1, truncation_cutoff=None, **synthesis_kwargs):
+    def forward(
+        self,
+        z: torch.Tensor,
+        c: torch.Tensor | None,
+        truncation_psi: float = 1,
+        truncation_cutoff: int | None = None,
+        **synthesis_kwargs: Any,
+    ) -> torch.Tensor:
         """Generate float32 images, nominally in [-1, 1] but not clamped."""
         ws = self.mapping(z, c, truncation_psi, truncation_cutoff)
         return self.synthesis(ws, **synthesis_kwargs)
@@ -446,11 +604,25 @@ class Generator(torch.nn.Module):
 class DiscriminatorBlock(torch.nn.Module):
     """All layers of one resolution of the discriminator; halves the resolution."""
 
+    resample_filter: torch.Tensor
+
     def __init__(
-        self, in_channels, tmp_channels, out_channels, resolution, img_channels, first_layer_idx,
-        architecture="resnet", activation="lrelu", resample_filter=[1, 3, 3, 1], conv_clamp=None,
-        use_fp16=False, fp16_channels_last=False, freeze_layers=0, half_dtype="float16",
-    ):  # fmt: skip
+        self,
+        in_channels: int,
+        tmp_channels: int,
+        out_channels: int,
+        resolution: int,
+        img_channels: int,
+        first_layer_idx: int,
+        architecture: str = "resnet",
+        activation: str = "lrelu",
+        resample_filter: Sequence[float] | None = [1, 3, 3, 1],
+        conv_clamp: float | None = None,
+        use_fp16: bool = False,
+        fp16_channels_last: bool = False,
+        freeze_layers: int = 0,
+        half_dtype: str = "float16",
+    ) -> None:
         _check_choices(architecture, half_dtype)
         super().__init__()
         self.in_channels, self.resolution = in_channels, resolution
@@ -460,15 +632,22 @@ class DiscriminatorBlock(torch.nn.Module):
         self.register_buffer("resample_filter", upfirdn2d.setup_filter(resample_filter))
         self.num_layers = 0
 
-        def layer(in_channels, out_channels, kernel_size, **kwargs):
+        def layer(
+            in_channels: int, out_channels: int, kernel_size: int, **kwargs: Any
+        ) -> Conv2dLayer:
             index = first_layer_idx + self.num_layers
             self.num_layers += 1
             return Conv2dLayer(
-                in_channels, out_channels, kernel_size=kernel_size, resample_filter=resample_filter,
-                channels_last=self.channels_last, trainable=(index >= freeze_layers), **kwargs,
-            )  # fmt: skip
+                in_channels,
+                out_channels,
+                kernel_size=kernel_size,
+                resample_filter=resample_filter,
+                channels_last=self.channels_last,
+                trainable=(index >= freeze_layers),
+                **kwargs,
+            )
 
-        activated = dict(activation=activation, conv_clamp=conv_clamp)
+        activated: dict[str, Any] = dict(activation=activation, conv_clamp=conv_clamp)
         if in_channels == 0 or architecture == "skip":
             self.fromrgb = layer(img_channels, tmp_channels, 1, **activated)
         self.conv0 = layer(tmp_channels, tmp_channels, 3, **activated)
@@ -476,16 +655,21 @@ class DiscriminatorBlock(torch.nn.Module):
         if architecture == "resnet":
             self.skip = layer(tmp_channels, out_channels, 1, bias=False, down=2)
 
-    def forward(self, x, img, force_fp32=False):
+    def forward(
+        self, x: torch.Tensor | None, img: torch.Tensor | None, force_fp32: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Features x (None in the first block) and image to both at half the resolution.
 
         The image is None from the second block on, except in the skip architecture.
         """
-        dtype, layout = _precision(self, img if x is None else x, force_fp32)
+        given = img if x is None else x
+        assert given is not None
+        dtype, layout = _precision(self, given, force_fp32)
         if x is not None:
             misc.assert_shape(x, [None, self.in_channels, self.resolution, self.resolution])
             x = x.to(dtype=dtype, memory_format=layout)
         if self.in_channels == 0 or self.architecture == "skip":
+            assert img is not None
             misc.assert_shape(img, [None, self.img_channels, self.resolution, self.resolution])
             y = self.fromrgb(img.to(dtype=dtype, memory_format=layout))
             x = y if x is None else x + y
@@ -506,11 +690,11 @@ class MinibatchStdLayer(torch.nn.Module):
     divide the batch: sample i is in group i modulo (N / group_size).
     """
 
-    def __init__(self, group_size, num_channels=1):
+    def __init__(self, group_size: int | None, num_channels: int = 1) -> None:
         super().__init__()
         self.group_size, self.num_channels = group_size, num_channels
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[N, C, H, W] -> [N, C + num_channels, H, W]."""
         batch, channels, height, width = x.shape
         group = batch if self.group_size is None else min(self.group_size, batch)
@@ -528,9 +712,17 @@ class DiscriminatorEpilogue(torch.nn.Module):
     """4x4 features to logits; with labels, a projection onto the mapped label."""
 
     def __init__(
-        self, in_channels, cmap_dim, resolution, img_channels, architecture="resnet",
-        mbstd_group_size=4, mbstd_num_channels=1, activation="lrelu", conv_clamp=None,
-    ):  # fmt: skip
+        self,
+        in_channels: int,
+        cmap_dim: int,
+        resolution: int,
+        img_channels: int,
+        architecture: str = "resnet",
+        mbstd_group_size: int | None = 4,
+        mbstd_num_channels: int = 1,
+        activation: str = "lrelu",
+        conv_clamp: float | None = None,
+    ) -> None:
         _check_choices(architecture)
         super().__init__()
         self.in_channels, self.cmap_dim = in_channels, cmap_dim
@@ -540,21 +732,30 @@ class DiscriminatorEpilogue(torch.nn.Module):
         self.mbstd = None
         if mbstd_num_channels > 0:
             self.mbstd = MinibatchStdLayer(mbstd_group_size, mbstd_num_channels)
-        activated = dict(activation=activation, conv_clamp=conv_clamp)
-        self.conv = Conv2dLayer(in_channels + mbstd_num_channels, in_channels, 3, **activated)
+        self.conv = Conv2dLayer(
+            in_channels + mbstd_num_channels,
+            in_channels,
+            3,
+            activation=activation,
+            conv_clamp=conv_clamp,
+        )
         self.fc = FullyConnectedLayer(in_channels * resolution**2, in_channels, True, activation)
         self.out = FullyConnectedLayer(in_channels, cmap_dim if cmap_dim > 0 else 1)
 
-    def forward(self, x, img, cmap):
+    def forward(
+        self, x: torch.Tensor, img: torch.Tensor | None, cmap: torch.Tensor | None
+    ) -> torch.Tensor:
         """Features [N, C, 4, 4], image (skip only), mapped label [N, cmap_dim] to [N, 1]."""
         misc.assert_shape(x, [None, self.in_channels, self.resolution, self.resolution])
         x = x.to(dtype=torch.float32, memory_format=torch.contiguous_format)
         if self.architecture == "skip":
+            assert img is not None
             x = x + self.fromrgb(img.to(dtype=torch.float32))
         if self.mbstd is not None:
             x = self.mbstd(x)
         x = self.out(self.fc(self.conv(x).flatten(1)))
         if self.cmap_dim > 0:
+            assert cmap is not None
             misc.assert_shape(cmap, [None, self.cmap_dim])
             x = (x * cmap).sum(dim=1, keepdim=True) / np.sqrt(self.cmap_dim)
         return x
@@ -565,10 +766,20 @@ class Discriminator(torch.nn.Module):
     """StyleGAN2 discriminator: images [N, C, H, W], labels [N, c_dim] to logits [N, 1]."""
 
     def __init__(
-        self, c_dim, img_resolution, img_channels, architecture="resnet", channel_base=32768,
-        channel_max=512, num_fp16_res=0, conv_clamp=None, cmap_dim=None, block_kwargs={},
-        mapping_kwargs={}, epilogue_kwargs={},
-    ):  # fmt: skip
+        self,
+        c_dim: int,
+        img_resolution: int,
+        img_channels: int,
+        architecture: str = "resnet",
+        channel_base: int = 32768,
+        channel_max: int = 512,
+        num_fp16_res: int = 0,
+        conv_clamp: float | None = None,
+        cmap_dim: int | None = None,
+        block_kwargs: dict[str, Any] = {},
+        mapping_kwargs: dict[str, Any] = {},
+        epilogue_kwargs: dict[str, Any] = {},
+    ) -> None:
         super().__init__()
         self.c_dim, self.img_resolution, self.img_channels = c_dim, img_resolution, img_channels
         self.block_resolutions = _block_resolutions(img_resolution)[:0:-1]  # without the 4x4
@@ -577,23 +788,32 @@ class Discriminator(torch.nn.Module):
         fp16_from = _lowest_fp16_resolution(img_resolution, num_fp16_res)
         cmap_dim = channels[4] if cmap_dim is None else cmap_dim
         cmap_dim = cmap_dim if c_dim > 0 else 0
-        shared = dict(img_channels=img_channels, architecture=architecture, conv_clamp=conv_clamp)
+        shared: dict[str, Any] = dict(img_channels=img_channels, architecture=architecture)
+        shared["conv_clamp"] = conv_clamp
         layer_idx = 0
         for res in self.block_resolutions:
             block = DiscriminatorBlock(
-                channels[res] if res < img_resolution else 0, channels[res], channels[res // 2],
-                resolution=res, first_layer_idx=layer_idx, use_fp16=(res >= fp16_from), **shared,
+                channels[res] if res < img_resolution else 0,
+                channels[res],
+                channels[res // 2],
+                resolution=res,
+                first_layer_idx=layer_idx,
+                use_fp16=(res >= fp16_from),
+                **shared,
                 **block_kwargs,
-            )  # fmt: skip
+            )
             setattr(self, f"b{res}", block)
             layer_idx += block.num_layers
         if c_dim > 0:
-            labels = dict(z_dim=0, c_dim=c_dim, w_dim=cmap_dim, num_ws=None, w_avg_beta=None)
-            self.mapping = MappingNetwork(**labels, **mapping_kwargs)
+            self.mapping = MappingNetwork(
+                z_dim=0, c_dim=c_dim, w_dim=cmap_dim, num_ws=None, w_avg_beta=None, **mapping_kwargs
+            )
         self.b4 = DiscriminatorEpilogue(channels[4], cmap_dim, 4, **shared, **epilogue_kwargs)
 
-    def forward(self, img, c, **block_kwargs):
-        """Logits, float32; `block_kwargs`: force_fp32."""
+    def forward(
+        self, img: torch.Tensor, c: torch.Tensor | None, **block_kwargs: Any
+    ) -> torch.Tensor:
+        """Logits [N, 1], float32; `block_kwargs`: force_fp32."""
         x = None
         for res in self.block_resolutions:
             x, img = getattr(self, f"b{res}")(x, img, **block_kwargs)

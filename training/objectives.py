@@ -5,7 +5,7 @@ Scores are the raw logits of D, shape [N, 1].
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch.nn.functional import relu, softplus
@@ -22,6 +22,9 @@ class ConsistencyWeights(NamedTuple):
     noise: float = 0.1  # standard deviation by which latents move
 
 
+ScoreFn = Callable[[torch.Tensor], torch.Tensor]  # scores [N, 1] -> loss [N, 1]
+
+
 class AdversarialLoss(NamedTuple):
     """Three functions of scores [N, 1] -> loss [N, 1], each minimised by the network named.
 
@@ -29,16 +32,16 @@ class AdversarialLoss(NamedTuple):
     the weight of the best-response constraint (`best_response.response_weight()`).
     """
 
-    D_real: Callable
-    D_fake: Callable
-    G_fake: Callable
+    D_real: ScoreFn
+    D_fake: ScoreFn
+    G_fake: ScoreFn
     gradient_penalty: bool = False
     # Where D's gradient all but vanishes, c explodes: without a bound the non-saturating loss was
     # seen to reach 60, with either sign, within 13 kimg on digits.
     response_limit: float = 1.0
 
 
-def _wasserstein(**kwargs):
+def _wasserstein(**kwargs: Any) -> AdversarialLoss:
     """Difference of mean scores (Arjovsky et al. 2017; CoopInit, equation 11)."""
     return AdversarialLoss(
         D_real=lambda scores: -scores,
@@ -69,7 +72,7 @@ ADVERSARIAL_LOSSES = {
 }
 
 
-def gradient_penalty(mixed_scores, mixed_img):
+def gradient_penalty(mixed_scores: torch.Tensor, mixed_img: torch.Tensor) -> torch.Tensor:
     """Squared distance of D's gradient norm from one (Gulrajani et al. 2017, without lambda).
 
     Args:
@@ -84,7 +87,7 @@ def gradient_penalty(mixed_scores, mixed_img):
     return (gradient.flatten(1).norm(dim=1) - 1).square()
 
 
-def r1_penalty(real_scores, real_img):
+def r1_penalty(real_scores: torch.Tensor, real_img: torch.Tensor) -> torch.Tensor:
     """Squared gradient norm of D at real images (Mescheder et al. 2018, equation 9, without gamma).
 
     Args:
@@ -98,7 +101,7 @@ def r1_penalty(real_scores, real_img):
     return gradient.square().sum(dim=(1, 2, 3))
 
 
-def latent_consistency(output, moved_output):
+def latent_consistency(output: torch.Tensor, moved_output: torch.Tensor) -> torch.Tensor:
     """Mean square by which an output changes when its latent moves a little (zCR).
 
     Zhao et al. 2020, "Improved consistency regularization for GANs", section 3.2. The norm there
@@ -114,7 +117,7 @@ def latent_consistency(output, moved_output):
     return (output - moved_output).square().flatten(1).mean(dim=1)
 
 
-def path_lengths(images, ws, noise):
+def path_lengths(images: torch.Tensor, ws: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
     """Length of the Jacobian-vector product of G in w (StyleGAN2, section 3.2 and appendix B).
 
     Args:

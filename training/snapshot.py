@@ -3,6 +3,7 @@
 import copy
 import io
 import pickle
+from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,19 +13,8 @@ import PIL.Image
 import torch
 
 from dnnlib.util import atomic_write
-from training.data.damaged_images import next_whole
-
-__all__ = [
-    "find_snapshots",
-    "grid_size",
-    "image_grid",
-    "pixels",
-    "quantize",
-    "remove_old_snapshots",
-    "save_image_grid",
-    "save_snapshot",
-    "snapshot_grid",
-]
+from torch_utils.image_values import quantize
+from training.data.damaged_images import LabelledImages, next_whole
 
 # A grid of images is about one 8K screen, but never so many or so few that it tells nothing.
 _SCREEN = (7680, 4320)
@@ -35,33 +25,34 @@ _ROWS = (4, 32)
 def save_snapshot(
     path: str | PathLike,
     *,
-    G: torch.nn.Module,
-    D: torch.nn.Module,
-    G_ema: torch.nn.Module,
-    augment_pipe: torch.nn.Module | None,
-    training_set_kwargs: dict[str, Any],
+    training_set_kwargs: Mapping[str, Any],
+    **networks: torch.nn.Module | None,
 ) -> None:
     """Write a network snapshot: a pickle that legacy.load_network_pkl() and the official repo read.
 
     The networks are saved as CPU copies in eval mode, float32, without requires_grad; the given
-    ones are not changed. ``training_set_kwargs`` is plain data from which the official tools
-    build their data set. The file replaces an older one of that name only when it is complete.
-    Raises OSError when it cannot be written.
+    ones are not changed. The file replaces an older one of that name only when it is complete.
+
+    Args:
+        path: The file to write.
+        G, D, G_ema: Networks, instances of persistent classes.
+        augment_pipe: Likewise, or None.
+        training_set_kwargs: Plain data from which the official tools build their data set.
+
+    Raises:
+        OSError: The file cannot be written.
     """
-    data = {
-        "G": _frozen_copy(G),
-        "D": _frozen_copy(D),
-        "G_ema": _frozen_copy(G_ema),
-        "augment_pipe": None if augment_pipe is None else _frozen_copy(augment_pipe),
-        "training_set_kwargs": dict(training_set_kwargs),
+    data: dict[str, Any] = {
+        name: None if net is None else _frozen_copy(net) for name, net in networks.items()
     }
+    data["training_set_kwargs"] = dict(training_set_kwargs)
     with atomic_write(path) as file:
         # Protocol 4 is the newest that Python 3.7, which the official repo asks for, can read.
         pickle.dump(data, file, protocol=4)
 
 
 def find_snapshots(run_dir: str | PathLike) -> list[Path]:
-    """Return all ``network-snapshot-*.pkl`` of a run folder, the newest last."""
+    """All `network-snapshot-*.pkl` of a run folder, the newest last."""
     found = Path(run_dir).glob("network-snapshot-*.pkl")
     # By length first: from 1,000,000 kimg on, names are longer and numbers have no zeros in front.
     return sorted(found, key=lambda path: (len(path.name), path.name))
@@ -70,7 +61,7 @@ def find_snapshots(run_dir: str | PathLike) -> list[Path]:
 def remove_old_snapshots(
     run_dir: str | PathLike, keep: int, spare: str | PathLike | None = None
 ) -> None:
-    """Remove all ``network-snapshot-*.pkl`` of a run folder but the newest and ``spare``."""
+    """Remove all `network-snapshot-*.pkl` of a run folder except the `keep` newest and `spare`."""
     for path in find_snapshots(run_dir)[:-keep]:
         if spare is None or path != Path(spare):
             path.unlink(missing_ok=True)
@@ -80,31 +71,26 @@ def _frozen_copy(module: torch.nn.Module) -> torch.nn.Module:
     return copy.deepcopy(module).eval().requires_grad_(False).float().cpu()
 
 
-def quantize(images: torch.Tensor) -> torch.Tensor:
-    """Images in [-1, 1] as uint8 on their device: clamp(x * 127.5 + 128, 0, 255)."""
-    return (images.float() * 127.5 + 128).clamp(0, 255).to(torch.uint8)
-
-
 def pixels(images: np.ndarray | torch.Tensor) -> np.ndarray:
     """Images in [-1, 1] as `quantize` makes them; uint8 is returned as it is."""
-    images = torch.as_tensor(images).detach()
-    if images.dtype != torch.uint8:
-        images = quantize(images)
-    return images.cpu().numpy()
+    tensor = torch.as_tensor(images).detach()
+    if tensor.dtype != torch.uint8:
+        tensor = quantize(tensor)
+    return tensor.cpu().numpy()
 
 
 def image_grid(images: np.ndarray | torch.Tensor, size: tuple[int, int]) -> np.ndarray:
     """Lay images [N, C, H, W] out row by row on one picture.
 
     Args:
-        images: float in [-1, 1] or uint8, one or three channels.
+        images: Float in [-1, 1] or uint8, one or three channels.
         size: (columns, rows); cells without an image are black.
 
     Returns:
         uint8 array [rows * H, columns * W, C].
 
     Raises:
-        ValueError: the images are of another shape, or more than the grid has cells.
+        ValueError: The images are of another shape, or more than the grid has cells.
     """
     cells = pixels(images)
     columns, rows = size
@@ -137,28 +123,33 @@ def grid_size(height: int, width: int) -> tuple[int, int]:
     return columns, rows
 
 
-class LabelledImages(Protocol):
+class GridImages(LabelledImages, Protocol):
     """What snapshot_grid() needs of a data set."""
 
     image_shape: list[int]
-    has_onehot_labels: bool
 
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]: ...
+    @property
+    def has_onehot_labels(self) -> bool:
+        """Whether labels are in use and are classes."""
+        ...
 
     def get_label(self, index: int) -> np.ndarray:
         """Label of one image, float32 [label_dim]."""
+        ...
 
 
 def snapshot_grid(
-    dataset: LabelledImages, seed: int
+    dataset: GridImages, seed: int
 ) -> tuple[tuple[int, int], np.ndarray, np.ndarray, list[str]]:
-    """Choose the real images for ``reals.png``, and the labels for the grids of generated ones.
+    """Choose the real images for `reals.png`, and the labels for the grids of generated ones.
 
     With class labels each row shows one class, in order of the classes (as many as there are
     rows); otherwise the images are a random choice. Images repeat where there are too few, and in
     the place of a damaged one stands the next whole one.
+
+    Args:
+        dataset: The images.
+        seed: Of the random choice.
 
     Returns:
         size (columns, rows); images uint8 [columns * rows, C, H, W]; labels float32
@@ -178,7 +169,7 @@ def snapshot_grid(
     return (columns, rows), np.stack(images), np.stack(labels), list(filter(None, damage))
 
 
-def _members_of_classes(dataset: LabelledImages) -> list[np.ndarray]:
+def _members_of_classes(dataset: GridImages) -> list[np.ndarray]:
     """Indices of the images of each class that has any, in order of the classes."""
     classes = np.array([int(dataset.get_label(index).argmax()) for index in range(len(dataset))])
     return [np.flatnonzero(classes == label) for label in np.unique(classes)]

@@ -1,12 +1,14 @@
 """Start a run from the weights of a network snapshot."""
 
 import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 
-import legacy
-from dnnlib.util import DownloadError, open_url
+from dnnlib.errors import UserError
 from torch_utils.misc import params_and_buffers
+from training.run.networks_file import read_networks
 from training.settings.transfer_names import OFFICIAL_SNAPSHOTS
 
 logger = logging.getLogger(__name__)
@@ -14,34 +16,36 @@ logger = logging.getLogger(__name__)
 MAX_ROWS = 40  # of the table of what does not fit; more tell no more than a count
 
 
-class TransferError(ValueError):
-    """A snapshot that no run can start from; the message is one line that says why."""
+class TransferError(UserError):
+    """A snapshot whose networks do not fit a run; the message is one line that says why."""
 
 
-def read_snapshot(source):
-    """The networks of a snapshot: official name, URL or path.
+def read_snapshot(source: str) -> dict[str, Any]:
+    """The networks of the snapshot that --resume names.
+
+    Args:
+        source: Official name, URL or path.
+
+    Returns:
+        As `legacy.load_network_pkl`.
+
+    Returns:
+        As `legacy.load_network_pkl`.
 
     Raises:
-        TransferError: It cannot be read or downloaded, is no network snapshot, or not a safe one.
+        NetworksFileError: It cannot be read or downloaded, is no network snapshot, or no safe one.
     """
-    try:
-        with open_url(OFFICIAL_SNAPSHOTS.get(source, source)) as file:
-            return legacy.load_network_pkl(file)
-    except DownloadError as error:
-        raise TransferError(f"Cannot use --resume={source}: {error}.") from error
-    except FileNotFoundError as error:
-        raise TransferError(
-            f"Cannot read --resume={source}: {error.strerror}; "
-            f"give a path, a URL or one of {', '.join(OFFICIAL_SNAPSHOTS)}."
-        ) from error
-    except OSError as error:
-        raise TransferError(f"Cannot read --resume={source}: {error.strerror}.") from error
-    except (legacy.UnsafePickleError, ValueError) as error:
-        raise TransferError(f"Cannot use --resume={source}: {error}.") from error
+    return read_networks(
+        OFFICIAL_SNAPSHOTS.get(source, source),
+        f"--resume={source}",
+        hint=f"; give a path, a URL or one of {', '.join(OFFICIAL_SNAPSHOTS)}",
+    )
 
 
 @torch.no_grad()
-def load_weights(nets, networks):
+def load_weights(
+    nets: Mapping[str, torch.nn.Module], networks: Mapping[str, torch.nn.Module]
+) -> None:
     """Copy every tensor that has the same name and shape in both; the others stay as they are.
 
     How many were copied is logged, and a table of those that were not.
@@ -67,15 +71,15 @@ def load_weights(nets, networks):
         )
 
 
-def _tensors(net):
+def _tensors(net: torch.nn.Module) -> dict[str, torch.Tensor]:
     return dict(params_and_buffers(net))
 
 
-def _fitting(there, here):
+def _fitting(there: Mapping[str, torch.Tensor], here: Mapping[str, torch.Tensor]) -> list[str]:
     return [name for name in here if name in there and there[name].shape == here[name].shape]
 
 
-def _require_use(shared):
+def _require_use(shared: Mapping[str, Iterable[str]]) -> None:
     """Some biases fit anything, and a mapping network is no use without the layers behind it."""
     lacking = [
         name
@@ -89,7 +93,9 @@ def _require_use(shared):
         )
 
 
-def _misfits(there, here):
+def _misfits(
+    there: Mapping[str, torch.Tensor], here: Mapping[str, torch.Tensor]
+) -> list[tuple[str, str, str]]:
     """Rows (tensor, shape there, shape here) of what was not copied; "-" where it is missing.
 
     What belongs to a part of the network that one side lacks makes one row, with a count.
@@ -103,32 +109,36 @@ def _misfits(there, here):
     return rows + [(part, size, "-") for part, size in _lacking(there, here)]
 
 
-def _lacking(tensors, others):
+def _lacking(
+    tensors: Mapping[str, torch.Tensor], others: Mapping[str, torch.Tensor]
+) -> Iterator[tuple[str, str]]:
     """(name, shape) or (part.*, count) of the tensors that `others` has not."""
     prefixes = {prefix for name in others for prefix in _prefixes(name)}
-    parts = {}
+    parts: dict[str, list[str]] = {}
     for name in tensors:
         if name not in others:
             unknown = (f"{prefix}.*" for prefix in _prefixes(name) if prefix not in prefixes)
             parts.setdefault(next(unknown, name), []).append(name)
     for part, names in parts.items():
-        alone = len(names) == 1
-        yield (names[0], _shape(tensors[names[0]])) if alone else (part, f"{len(names)} tensors")
+        if len(names) == 1:
+            yield names[0], _shape(tensors[names[0]])
+        else:
+            yield part, f"{len(names)} tensors"
 
 
-def _prefixes(name):
+def _prefixes(name: str) -> list[str]:
     """a, a.b for a.b.c: the modules that a tensor lies in, the outermost first."""
     parts = name.split(".")
     return [".".join(parts[:end]) for end in range(1, len(parts))]
 
 
-def _shape(tensor):
+def _shape(tensor: torch.Tensor) -> str:
     return str(list(tensor.shape))
 
 
-def _table(rows):
+def _table(rows: Mapping[str, Sequence[tuple[str, str, str]]]) -> str:
     """Text of rows by network, in aligned columns; networks with the same rows share them."""
-    owners = {}
+    owners: dict[tuple[tuple[str, str, str], ...], list[str]] = {}
     for name, own in rows.items():
         owners.setdefault(tuple(own), []).append(name)
     lines = [(", ".join(names), *row) for own, names in owners.items() for row in own]

@@ -4,21 +4,30 @@ The number of covered modes and the divergence of the histogram are those of Sta
 (Srivastava et al. 2017, VEEGAN), with the detector as the classifier.
 """
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
-from metrics.registry import register
+from metrics.registry import ComputeSettings, Values, register
+
+if TYPE_CHECKING:
+    from metrics.features import Collected
 
 
 @register(
-    "classes{n}_full", detector="inception", output="probabilities", statistic="rows", full=True,
+    "classes{n}_full",
+    detector="inception",
+    output="probabilities",
+    statistic="rows",
+    full=True,
     better={"kl": "lower"},
-)  # fmt: skip
-def classes(real, generated, settings):
+)
+def classes(real: "Collected", generated: "Collected", settings: ComputeSettings) -> Values:
     """Classes with at least one image, KL(generated || real) of the histograms, the histogram."""
-    histogram = class_histogram(generated.rows)
+    histogram = class_histogram(generated.require_rows())
     return {
         "covered": int((histogram > 0).sum()),
-        "kl": divergence(histogram, class_histogram(real.rows)),
+        "kl": divergence(histogram, class_histogram(real.require_rows())),
         "histogram": histogram.tolist(),
     }
 
@@ -29,7 +38,7 @@ def class_histogram(probabilities: np.ndarray) -> np.ndarray:
 
 
 def divergence(counts: np.ndarray, reference: np.ndarray) -> float:
-    """KL divergence in nats of the frequencies of counts from those of reference.
+    """KL divergence in nats of the frequencies of counts [classes] from those of reference.
 
     Half a count is added to every class of the reference, so that a class that it lacks costs
     much and not infinitely much.

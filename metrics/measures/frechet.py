@@ -1,18 +1,25 @@
 """Frechet distance (FID): Heusel et al. 2017, GANs Trained by a Two Time-Scale Update Rule."""
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from metrics.moments import Moments
-from metrics.registry import register
+from metrics.registry import ComputeSettings, Values, register
+
+if TYPE_CHECKING:
+    import torch
+
+    from metrics.features import Collected
 
 # torch is imported inside functions: the registry must stay cheap to import.
 
 
 @register("fid{n}_full", detector="inception", full=True, better={"": "lower"})
 @register("fid{n}", detector="inception", num_real=50_000, better={"": "lower"})
-def fid(real, generated, settings):
+def fid(real: "Collected", generated: "Collected", settings: ComputeSettings) -> Values:
     """Frechet distance of Inception features; needs their moments."""
-    return {"": frechet_distance(real.moments, generated.moments)}
+    return {"": frechet_distance(real.require_moments(), generated.require_moments())}
 
 
 def frechet_distance(a: Moments, b: Moments) -> float:
@@ -36,20 +43,20 @@ def trace_of_root(a: np.ndarray, b: np.ndarray) -> float:
     """
     import torch
 
-    a, b = torch.from_numpy(a), torch.from_numpy(b)
-    factor, other = _cholesky(a), b
+    first, second = torch.from_numpy(a), torch.from_numpy(b)
+    factor, other = _cholesky(first), second
     if factor is None:
-        factor, other = _cholesky(b), a
+        factor, other = _cholesky(second), first
     if factor is None:
-        values, vectors = torch.linalg.eigh(a)
-        factor, other = vectors * values.clamp(min=0).sqrt(), b
+        values, vectors = torch.linalg.eigh(first)
+        factor, other = vectors * values.clamp(min=0).sqrt(), second
     product = factor.T @ other @ factor
     eigenvalues = torch.linalg.eigvalsh((product + product.T) / 2)
     return float(eigenvalues.clamp(min=0).sqrt().sum())
 
 
-def _cholesky(matrix):
-    """Lower triangular factor, or None where the matrix is singular."""
+def _cholesky(matrix: "torch.Tensor") -> "torch.Tensor | None":
+    """Lower triangular factor [D, D], or None where the matrix [D, D] is singular."""
     import torch
 
     factor, failed = torch.linalg.cholesky_ex(matrix)

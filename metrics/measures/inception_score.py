@@ -1,27 +1,44 @@
 """Inception score: Salimans et al. 2016, Improved Techniques for Training GANs."""
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from metrics import MetricError
-from metrics.registry import register
+from metrics.registry import ComputeSettings, Values, register
+
+if TYPE_CHECKING:
+    from metrics.features import Collected
 
 SPLITS = 10
 
 
 @register(
-    "is{n}", detector="inception", output="probabilities", statistic="rows", num_real=0,
+    "is{n}",
+    detector="inception",
+    output="probabilities",
+    statistic="rows",
+    num_real=0,
     better={"mean": "higher"},
-)  # fmt: skip
-def inception_score_metric(real, generated, settings):
+)
+def inception_score_metric(real: None, generated: "Collected", settings: ComputeSettings) -> Values:
     """Mean and standard deviation over ten splits, in order."""
-    mean, std = inception_score(generated.rows)
+    mean, std = inception_score(generated.require_rows())
     return {"mean": mean, "std": std}
 
 
 def inception_score(probabilities: np.ndarray, splits: int = SPLITS) -> tuple[float, float]:
-    """exp(E KL(p(y|x) || p(y))) of each split of [N, classes]; returns its mean and deviation.
+    """exp(E KL(p(y|x) || p(y))) of each split of the images.
 
-    Raises MetricError where there are fewer images than splits.
+    Args:
+        probabilities: [N, classes], of any floating-point type.
+        splits: How many.
+
+    Returns:
+        Mean and standard deviation over the splits.
+
+    Raises:
+        MetricError: There are fewer images than splits.
     """
     count = len(probabilities)
     if count < splits:

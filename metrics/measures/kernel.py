@@ -1,9 +1,14 @@
 """Kernel Inception distance (KID): Binkowski et al. 2018, Demystifying MMD GANs."""
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from metrics import MetricError
-from metrics.registry import register
+from metrics.registry import ComputeSettings, Values, register
+
+if TYPE_CHECKING:
+    from metrics.features import Collected
 
 SUBSETS = 100
 SUBSET_SIZE = 1000
@@ -11,20 +16,25 @@ _SEED = 0  # of the subsets; the metric's own, so that a measurement repeats
 
 
 @register(
-    "kid{n}_full", detector="inception", statistic="rows", num_real=1_000_000, full=True,
+    "kid{n}_full",
+    detector="inception",
+    statistic="rows",
+    num_real=1_000_000,
+    full=True,
     better={"": "lower"},
-)  # fmt: skip
+)
 @register("kid{n}", detector="inception", statistic="rows", num_real=50_000, better={"": "lower"})
-def kid(real, generated, settings):
+def kid(real: "Collected", generated: "Collected", settings: ComputeSettings) -> Values:
     """Mean of the kernel distance over 100 random subsets of 1000."""
-    size = min(len(real.rows), len(generated.rows), SUBSET_SIZE)
+    reals, fakes = real.require_rows(), generated.require_rows()
+    size = min(len(reals), len(fakes), SUBSET_SIZE)
     if size < 2:
         raise MetricError("the kernel distance needs at least two images on either side")
     rng = np.random.RandomState(_SEED)
     total = 0.0
     for _ in settings.progress(range(SUBSETS), "kernel distance"):
-        x = generated.rows[rng.choice(len(generated.rows), size, replace=False)]
-        y = real.rows[rng.choice(len(real.rows), size, replace=False)]
+        x = fakes[rng.choice(len(fakes), size, replace=False)]
+        y = reals[rng.choice(len(reals), size, replace=False)]
         total += squared_mmd(x, y)
     return {"": total / SUBSETS}
 

@@ -4,31 +4,35 @@ How paths are walked is in `metrics/generated.py`; this is what is made of the d
 """
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from metrics.registry import register
+from metrics.registry import ComputeSettings, Values, register
+
+if TYPE_CHECKING:
+    from metrics.features import Collected
 
 _QUANTILES = (0.01, 0.99)  # what lies outside is left out
 
 
 @dataclass(frozen=True)
 class PathSampling:
-    """One way to walk.
-
-    space: z (great circles between latents) or w (straight lines); ends: measure at one end of the
-    path instead of anywhere on it; crop: look at the part where FFHQ has the face.
-    """
+    """One way to walk."""
 
     space: str
+    """z (great circles between latents) or w (straight lines)."""
     ends: bool
+    """Measure at one end of the path instead of anywhere on it."""
     crop: bool
+    """Look at the part where FFHQ has the face."""
     epsilon: float = 1e-4
+    """Length of a step; the whole path has length 1."""
 
 
-def ppl(real, generated, settings):
+def ppl(real: None, generated: "Collected", settings: ComputeSettings) -> Values:
     """Mean of the distances along the paths, without the extremes."""
-    return {"": trimmed_mean(generated.rows[:, 0])}
+    return {"": trimmed_mean(generated.require_rows()[:, 0])}
 
 
 for _name, _sampling in {
@@ -39,9 +43,14 @@ for _name, _sampling in {
     "ppl_wend": PathSampling(space="w", ends=True, crop=True),
 }.items():
     register(
-        _name + "{n}", detector="vgg16", output="lpips", statistic="rows", num_real=0,
-        count_in_name=False, path=_sampling,  # short paths alone make no good generator
-    )(ppl)  # fmt: skip
+        _name + "{n}",
+        detector="vgg16",
+        output="lpips",
+        statistic="rows",
+        num_real=0,
+        count_in_name=False,
+        path=_sampling,  # short paths alone make no good generator
+    )(ppl)
 
 
 def trimmed_mean(values: np.ndarray) -> float:

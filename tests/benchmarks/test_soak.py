@@ -38,30 +38,30 @@ def outdir(tmp_path):
 def test_a_run_that_starts_over_beside_a_whole_state_has_not_recovered(outdir):
     expectation = soak.Expectation.of(outdir)
     assert expectation == ([], NIMG)
-    assert expectation.met_by(Said("Going on with 0\nAdversarial stage from kimg 6.0"))
-    assert not expectation.met_by(Said("Going on with 0\nCooperative stage from kimg 3.0"))
+    assert expectation.met_by(Said("Resuming 0\nAdversarial stage from kimg 6.0"))
+    assert not expectation.met_by(Said("Resuming 0\nCooperative stage from kimg 3.0"))
     assert not expectation.met_by(Said("Run folder: 1\nCooperative stage from kimg 0.0"))
 
 
 def test_starting_over_is_right_without_a_state(tmp_path):
     expectation = soak.Expectation.of(tmp_path)
     assert expectation.met_by(Said("Run folder: 1\nCooperative stage from kimg 0.0"))
-    assert not expectation.met_by(Said("Going on with 0\nAdversarial stage from kimg 6.0"))
+    assert not expectation.met_by(Said("Resuming 0\nAdversarial stage from kimg 6.0"))
 
 
 @pytest.mark.parametrize("how", [faults.truncated, faults.flipped])
 def test_a_damaged_state_must_be_named(outdir, how):
-    newest, _ = faults.find_run_states(outdir)
+    newest, _ = faults.find_run_checkpoints(outdir)
     newest.path.write_bytes(how(bytearray(newest.path.read_bytes()), random.Random(0)))
     expectation = soak.Expectation.of(outdir)
     assert expectation == ([newest.path.name], 3008)
-    went_on = "Going on with 0\nCooperative stage from kimg 3.0"
+    went_on = "Resuming 0\nCooperative stage from kimg 3.0"
     assert not expectation.met_by(Said(went_on))
     assert expectation.met_by(Said(f"Warning: {newest.path.name} is damaged\n{went_on}"))
 
 
 def test_with_all_states_damaged_a_run_must_refuse_and_name_them(outdir):
-    for state in faults.find_run_states(outdir):
+    for state in faults.find_run_checkpoints(outdir):
         state.path.write_bytes(b"")
     expectation = soak.Expectation.of(outdir)
     named = "\n".join(expectation.damaged)
@@ -95,10 +95,10 @@ def run_folder(folder, nimg, position, seen):
     folder.mkdir(parents=True)
     parts = {
         "reporter": {"tick": 1, "tick_nimg": nimg, "spent": random.random()},
-        "training": {"nimg": nimg},
+        "training": {"progress": {"nimg": nimg}},
         "data": {"position": position},
     }
-    rest = {"random": [1], "dataset": "x", "stage_switch": None}
+    rest = {"random": [1], "dataset": "x"}
     write_checkpoint(folder, nimg, nimg, {"format": 1, "parts": parts, **rest})
     lines = [
         f'{{"Loss/signs/real": {{"num": {num}}}, "timestamp": {random.random()}}}' for num in seen

@@ -69,7 +69,7 @@ def test_lines_wait_for_room_and_are_never_cut(tmp_path, monkeypatch):
 def test_a_run_reports_through_a_full_disk(tmp_path, monkeypatch, caplog):
     stats = TrainingStats()
     with Reporter(tiny.config(), tmp_path, stats, torch.device("cpu")) as reporter:
-        reporter.end_tick(32, "cooperative")
+        reporter.end_tick(32, "cooperative", {})
         with monkeypatch.context() as context:
             nearly_full(context, room=10)
             reporter.end_tick(64, "cooperative")

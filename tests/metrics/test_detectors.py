@@ -14,6 +14,7 @@ import torch
 
 from dnnlib.util import cache_path
 from metrics import MetricError, detectors
+from metrics.detector import Detector
 from metrics.detectors import STANDARD_URLS, load_detector
 from tests import make_data, tiny
 
@@ -244,14 +245,14 @@ class Greedy(torch.nn.Module):
 )
 def test_a_batch_too_large_for_memory_is_halved(error):
     network = Greedy(error)
-    detector = detectors.Detector(network, "greedy", "ab", "greedy.pt", CPU)
+    detector = Detector(network, "greedy", "ab", "greedy.pt", CPU)
     np.testing.assert_array_equal(detector(images(), "features"), images().flatten(1))
     assert network.seen == [2, 2, 1]
 
 
 def test_a_batch_of_ones_own():
     network = Greedy(RuntimeError("too many"))
-    detectors.Detector(network, "greedy", "ab", "greedy.pt", CPU)(images(), "features", batch=1)
+    Detector(network, "greedy", "ab", "greedy.pt", CPU)(images(), "features", batch=1)
     assert network.seen == [1] * 5
 
 

@@ -7,13 +7,16 @@ import torch
 
 from dnnlib.util import cache_path, cache_root
 from metrics import MetricError, detectors, evaluation, generated
+from metrics.detector import Detector
 from metrics.detectors import STANDARD_URLS
-from metrics.evaluation import Evaluation, Settings, comparison_warnings, repeatable
-from metrics.feature_sources import open_files
+from metrics.evaluation import Evaluation, Settings
+from metrics.feature_sources import comparison_warnings, open_files
 from metrics.job import Job, run_job
 from metrics.registry import find_metric
+from metrics.repeatable import repeatable
 from tests import make_data, tiny
 from torch_utils.spawn import WorkerError, run_processes
+from training.run.networks_file import NetworksFileError
 
 ALL = (
     "fid20_full", "fid20", "kid20_full", "is20", "pr20_k3_full", "dc20_k5_full", "classes20_full",
@@ -105,13 +108,13 @@ def test_an_image_that_cannot_be_read_ends_both_processes(files, tmp_path):
 
 def count_calls(monkeypatch):
     calls = []
-    plain = detectors.Detector.__call__
+    plain = Detector.__call__
 
     def counting(self, images, output, start=0, batch=64):
         calls.append(len(images))
         return plain(self, images, output, start, batch)
 
-    monkeypatch.setattr(detectors.Detector, "__call__", counting)
+    monkeypatch.setattr(Detector, "__call__", counting)
     return calls
 
 
@@ -240,14 +243,21 @@ def test_features_are_no_probabilities(tmp_path):
         ("ppl2_wend8", dict(fake="data", real="data"), "path lengths need a snapshot"),
         ("fid20_full", dict(fake="data"), "needs real images: give them by --data or --real"),
         ("fid20_full", dict(data="nowhere"), "'nowhere' does not exist"),
-        ("fid20_full", dict(network="detector"), "cannot use --network="),
-        ("fid20_full", dict(network="nowhere"), "cannot read --network=.*No such file"),
     ],
 )
 def test_what_cannot_be_measured(files, metric, changes, message):
     changes = {key: files.get(value, value) for key, value in changes.items()}
     with pytest.raises(MetricError, match=message):
         run_job(job(files, metric, **changes))
+
+
+@pytest.mark.parametrize(
+    ("network", "message"),
+    [("detector", "Cannot use --network="), ("nowhere", "Cannot read --network=.*No such file")],
+)
+def test_networks_that_cannot_be_used(files, network, message):
+    with pytest.raises(NetworksFileError, match=message):
+        run_job(job(files, "fid20_full", network=files.get(network, network)))
 
 
 def test_a_data_set_that_has_moved(files, tmp_path):
@@ -269,7 +279,7 @@ def test_real_images_of_ones_own_beside_the_data_set(files, tmp_path):
     assert (full.num_real, part.num_real) == (9, 18), "mirrored, and no subset of other images"
 
 
-def test_no_network_is_used_before_sides_are_found_wanting(files, monkeypatch):
+def test_no_network_is_used_before_sources_are_found_wanting(files, monkeypatch):
     monkeypatch.setattr(evaluation, "load_detector", pytest.fail)
     with pytest.raises(MetricError, match="path lengths need a snapshot"):
         run_job(job(files, "ppl2_wend", fake=files["data"]))
@@ -303,7 +313,7 @@ def test_measuring_leaves_random_states_and_switches_alone(files):
         matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark = before
 
 
-def side(path, size=8, resize_filter=None):
+def source(path, size=8, resize_filter=None):
     files = make_data.archive_files(make_data.pixels(3, size))
     if resize_filter is not None:
         original = {"width": [9, 9], "height": [9, 9]}
@@ -313,8 +323,8 @@ def side(path, size=8, resize_filter=None):
 
 
 def test_warnings_about_differences_that_are_not_of_the_generator(tmp_path):
-    box, lanczos = (side(tmp_path / n, resize_filter=n) for n in ("box", "lanczos"))
-    plain, large = side(tmp_path / "plain"), side(tmp_path / "large", 16)
+    box, lanczos = (source(tmp_path / n, resize_filter=n) for n in ("box", "lanczos"))
+    plain, large = source(tmp_path / "plain"), source(tmp_path / "large", 16)
     assert comparison_warnings(box, box) == [] == comparison_warnings(box, plain)
     assert comparison_warnings(None, box) == []
     [text] = comparison_warnings(box, lanczos)

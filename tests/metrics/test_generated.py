@@ -5,17 +5,18 @@ import torch
 from metrics import MetricError
 from metrics.generated import GeneratedFeatures, Latents, PathLengths, label_rows, slerp
 from metrics.measures.perceptual_path import PathSampling
+from models.stylegan2.sampler import StyleGAN2Sampler
 from tests import tiny
 from training.snapshot import pixels
 
 
 @pytest.fixture(scope="module")
-def G():
+def sampler():
     network = tiny.networks(c_dim=3)[0].eval().requires_grad_(False)
     for name, parameter in network.named_parameters():
         if name.endswith("noise_strength"):
             parameter.fill_(1.0)
-    return network
+    return StyleGAN2Sampler(network)
 
 
 LABELS = np.eye(3, dtype=np.float32)
@@ -26,26 +27,26 @@ def plain(images, start):
     return images.flatten(1).float().numpy()
 
 
-def made(G, start, stop, seed=0, noise_mode="random"):
-    producer = GeneratedFeatures(G, [plain], Latents(seed, LABELS), noise_mode)
+def made(sampler, start, stop, seed=0, noise_mode="random"):
+    producer = GeneratedFeatures(sampler, [plain], Latents(seed, LABELS), noise_mode)
     return producer.rows(start, stop)[0]
 
 
-def test_an_image_is_the_same_in_any_batch(G):
-    whole = made(G, 0, 13)
+def test_an_image_is_the_same_in_any_batch(sampler):
+    whole = made(sampler, 0, 13)
     for start, stop in ((0, 1), (3, 9), (5, 6), (12, 13)):
-        np.testing.assert_array_equal(made(G, start, stop), whole[start:stop])
+        np.testing.assert_array_equal(made(sampler, start, stop), whole[start:stop])
 
 
-def test_random_noise_repeats_and_is_not_the_constant_one(G):
-    np.testing.assert_array_equal(made(G, 0, 8), made(G, 0, 8))
-    assert (made(G, 0, 8) != made(G, 0, 8, noise_mode="const")).any()
-    assert (made(G, 0, 8) != made(G, 0, 8, seed=1)).any()
+def test_random_noise_repeats_and_is_not_the_constant_one(sampler):
+    np.testing.assert_array_equal(made(sampler, 0, 8), made(sampler, 0, 8))
+    assert (made(sampler, 0, 8) != made(sampler, 0, 8, noise_mode="const")).any()
+    assert (made(sampler, 0, 8) != made(sampler, 0, 8, seed=1)).any()
 
 
 def test_latents_are_those_of_generate_py():
     G = tiny.networks()[0].eval()
-    [rows] = GeneratedFeatures(G, [plain], Latents(0), "const").rows(0, 6)
+    [rows] = GeneratedFeatures(StyleGAN2Sampler(G), [plain], Latents(0), "const").rows(0, 6)
     z = np.random.RandomState(5).randn(1, G.z_dim)
     with torch.no_grad():
         image = pixels(G(torch.from_numpy(z).float(), None, noise_mode="const"))
@@ -67,28 +68,29 @@ def test_labels_that_do_not_fit():
             label_rows(labels, 3)
 
 
-class BadGenerator(torch.nn.Module):
+class BadSampler:
     """Makes an image that is not finite for the latent of index 6."""
 
     z_dim = 4
-    weight = None
+    device = torch.device("cpu")
 
     def __init__(self, value):
-        super().__init__()
-        self.anchor = torch.nn.Parameter(torch.zeros(1))
         self.value = value
         self.bad = np.random.RandomState(6).randn(4)[0]
 
-    def forward(self, z, c, noise_mode):
-        images = torch.zeros([len(z), 1, 8, 8])
-        images[torch.isclose(z[:, 0], torch.tensor(self.bad).float()), 0, 3, 3] = self.value
+    def latents(self, z, c):
+        return z
+
+    def images(self, w, noise_mode):
+        images = torch.zeros([len(w), 1, 8, 8])
+        images[torch.isclose(w[:, 0], torch.tensor(self.bad).float()), 0, 3, 3] = self.value
         return images
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 @pytest.mark.parametrize("start", [0, 5])
 def test_an_image_that_is_not_finite_is_named(value, start):
-    producer = GeneratedFeatures(BadGenerator(value), [plain], Latents(0))
+    producer = GeneratedFeatures(BadSampler(value), [plain], Latents(0))
     with pytest.raises(MetricError, match="^generated image 6 is not finite"):
         producer.rows(start, 9)
     assert len(producer.rows(0, 6)[0]) == 6
@@ -101,48 +103,50 @@ def lpips_of_pixels(images, start):
 
 @pytest.mark.parametrize("space", ["z", "w"])
 @pytest.mark.parametrize("ends", [True, False])
-def test_path_lengths(G, space, ends):
+def test_path_lengths(sampler, space, ends):
     sampling = PathSampling(space, ends, crop=False)
-    producer = PathLengths(G, lpips_of_pixels, Latents(0, LABELS), sampling)
+    producer = PathLengths(sampler, lpips_of_pixels, Latents(0, LABELS), sampling)
     [whole] = producer.rows(0, 9)
     assert whole.shape == (9, 1) and (whole > 0).all() and np.isfinite(whole).all()
     np.testing.assert_array_equal(producer.rows(5, 7)[0], whole[5:7])
     assert len(np.unique(whole)) == 9
 
 
-def test_every_group_of_a_path_has_noise_of_its_own(G):
-    before = {name: buffer.clone() for name, buffer in G.named_buffers()}
+def test_every_group_of_a_path_has_noise_of_its_own(sampler):
+    before = {name: buffer.clone() for name, buffer in sampler.G.named_buffers()}
     sampling = PathSampling("w", ends=True, crop=False)
-    producer = PathLengths(G, lpips_of_pixels, Latents(0, LABELS), sampling)
+    producer = PathLengths(sampler, lpips_of_pixels, Latents(0, LABELS), sampling)
     noise = []
     for first in (0, 4, 0):
         producer.rows(first, first + 4)
-        buffers = dict(producer._G.named_buffers())
+        buffers = dict(producer._sampler.G.named_buffers())
         noise.append(torch.cat([b.flatten() for n, b in buffers.items() if "noise_const" in n]))
     assert len(noise[0]) and (noise[0] != noise[1]).all() and torch.equal(noise[0], noise[2])
-    assert all(torch.equal(buffer, before[name]) for name, buffer in G.named_buffers())
+    assert all(torch.equal(buffer, before[name]) for name, buffer in sampler.G.named_buffers())
 
 
-class Linear(torch.nn.Module):
+class Linear:
     """w = z, image = (w0, w1, 0, ...): distances along paths are known in closed form."""
 
-    z_dim, w_dim = 4, 4
+    z_dim = 4
+    device = torch.device("cpu")
 
     def __init__(self, size=8):
-        super().__init__()
-        self.anchor = torch.nn.Parameter(torch.zeros(1))
         self.size = size
 
-    def mapping(self, z, c):
-        return z[:, None]
+    def latents(self, z, c):
+        return z
 
-    def synthesis(self, ws, noise_mode, force_fp32):
-        images = torch.zeros([len(ws), 1, self.size, self.size])
-        images[:, 0, 0, 0] = ws[:, 0, 0]
-        images[:, 0, -1, -1] = ws[:, 0, 1]
+    def images(self, w, noise_mode, full_precision):
+        images = torch.zeros([len(w), 1, self.size, self.size])
+        images[:, 0, 0, 0] = w[:, 0]
+        images[:, 0, -1, -1] = w[:, 1]
         middle = self.size // 2
-        images[:, 0, middle, middle] = ws[:, 0, 2]
+        images[:, 0, middle, middle] = w[:, 2]
         return images
+
+    def renew_noise(self):
+        pass
 
 
 def test_length_of_straight_paths_in_closed_form():

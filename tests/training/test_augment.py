@@ -203,7 +203,8 @@ def test_imports_exist_in_the_official_repository():
         "grid_sample_gradfix": {"grid_sample"},
         "upfirdn2d": {"upsample2d", "downsample2d"},
     }
-    outside = {"__future__", "functools", "math", "operator", "numpy", "torch"}
+    standard = {"__future__", "collections.abc", "functools", "math", "operator", "typing"}
+    outside = standard | {"numpy", "torch"}
     for node in ast.walk(ast.parse(Path(augment.__file__).read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and node.module not in outside:
             assert {alias.name for alias in node.names} <= allowed[node.module]

@@ -13,8 +13,9 @@ import pytest
 
 from training.dataset import ImageFolderDataset
 from training.monitor.curves import read_stats
-from training.settings.config import TrainingConfig
-from training.training_loop import TrainingRun
+from training.settings.families import make_config
+from training.training_loop import end_tick, iterate
+from training.training_run import TrainingRun
 
 RECORD = Path(__file__).parent.parent / "golden" / "run.json"
 QUANTITIES = (
@@ -45,22 +46,23 @@ def train(folder, ops):
     (data / "dataset.json").write_text(json.dumps({"labels": labels}))
     settings = dict(
         data=str(data), cond=True, mirror=True, cfg="digits", z_dim=16, w_dim=16,
-        g_scale=1 / 64, d_scale=1 / 64, batch=16, kimg=1, coop_kimg=1, coop_steps=3,
+        g_scale=1 / 64, d_scale=1 / 64, batch=16, kimg=2, coop_kimg=1, coop_steps=3,
         gamma=1.0, pl_weight=2.0, aug="noaug", style_mixing=0.9, d_arch="resnet", workers=0,
         g_reg_interval=2, d_reg_interval=2, ops=ops,
     )  # fmt: skip
-    config = TrainingConfig.from_options(settings, resolution=32)
+    config = make_config(settings, resolution=32)
     dataset = ImageFolderDataset(str(data), use_labels=True, xflip=True)
     run_dir = folder / "run"
     run_dir.mkdir()
     (run_dir / "training_options.json").write_text(config.to_json())
     run = TrainingRun(config, dataset, run_dir)
     with run.reporter, run.data:
-        for stage in (run.coop, run.adversarial):
-            run.stage = stage
+        for nimg in (0, config.coop_kimg * 1000):
+            run.state.progress.nimg = nimg
+            run.enter_stage()
             for _ in range(6):
-                run.iterate()
-            run.end_tick()
+                iterate(run)
+            end_tick(run)
     ticks = read_stats(run_dir)
     return [{name: tick[name]["mean"] for name in QUANTITIES if name in tick} for tick in ticks]
 

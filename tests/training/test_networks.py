@@ -188,6 +188,9 @@ def test_source_travels_alone():
         if line.startswith(("import", "from"))
     ]
     assert imports == [
+        "from __future__ import annotations",
+        "from collections.abc import Sequence",
+        "from typing import Any",
         "import numpy as np",
         "import torch",
         "from torch_utils import misc, persistence",

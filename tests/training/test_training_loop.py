@@ -6,7 +6,8 @@ import torch
 from tests import tiny
 from training.dataset import ImageFolderDataset
 from training.ema import ema_decay, update_ema
-from training.training_loop import TrainingRun
+from training.training_loop import iterate
+from training.training_run import TrainingRun
 
 
 def make_run(folder, **options):
@@ -17,38 +18,41 @@ def make_run(folder, **options):
 
 
 def rates(run):
-    optimizers = (run.state.G_opt, run.state.D_opt)
-    return [optimizer.param_groups[0]["lr"] for optimizer in optimizers]
+    return [run.model.optimizers[name].param_groups[0]["lr"] for name in "GD"]
 
 
 def test_the_stage_follows_the_images_seen_and_sets_the_learning_rates(tmp_path):
     run = make_run(tmp_path, coop_lr_g=0.01, coop_lr_d=0.02, lr=0.003)
+    cooperative, adversarial = run.model.stages
     for nimg, stage, lr_g, lr_d in (
-        (0, run.coop, 0.01, 0.02),
-        (999, run.coop, 0.01, 0.02),
-        (1000, run.adversarial, 0.003, 0.003),
+        (0, cooperative, 0.01, 0.02),
+        (999, cooperative, 0.01, 0.02),
+        (1000, adversarial, 0.003, 0.003),
     ):
-        run.state.nimg = nimg
-        run.enter(run.due_stage())
+        run.state.progress.nimg = nimg
+        run.enter_stage()
         assert run.stage is stage and not run.stage_is_over()
         assert rates(run) == pytest.approx([lr_g * 4 / 5, lr_d * 16 / 17])
-    run.state.nimg = 2000
+    run.state.progress.nimg = 2000
     assert run.done and run.stage_is_over()
 
 
 def test_networks_and_moments_go_on_through_the_switch(tmp_path):
     run = make_run(tmp_path)
     with run.reporter, run.data:
-        run.enter(run.coop)
-        run.iterate()
-        weights = copy.deepcopy(run.state.D.state_dict())
-        moments = [copy.deepcopy(s) for s in run.state.D_opt.state.values()]
-        run.enter(run.adversarial)
-        assert all(torch.equal(w, run.state.D.state_dict()[name]) for name, w in weights.items())
-        for before, after in zip(moments, run.state.D_opt.state.values(), strict=True):
+        run.enter_stage()
+        iterate(run)
+        D, D_opt = run.model.nets["D"], run.model.optimizers["D"]
+        weights = copy.deepcopy(D.state_dict())
+        moments = [copy.deepcopy(s) for s in D_opt.state.values()]
+        run.state.progress.nimg = 1000
+        run.enter_stage()
+        assert run.stage is run.model.stages.adversarial
+        assert all(torch.equal(w, D.state_dict()[name]) for name, w in weights.items())
+        for before, after in zip(moments, D_opt.state.values(), strict=True):
             assert torch.equal(before["exp_avg_sq"], after["exp_avg_sq"])
-        run.iterate()
-        assert all(s["step"] == 2 for s in run.state.D_opt.state.values())
+        iterate(run)
+        assert all(s["step"] == 2 for s in D_opt.state.values())
 
 
 @pytest.mark.parametrize("rampup", [0.05, 1.0])
@@ -56,10 +60,11 @@ def test_an_iteration_moves_the_average_by_its_decay(tmp_path, rampup):
     run = make_run(tmp_path, ema_kimg=0.02, ema_rampup=rampup)
     batch = run.config.batch
     with run.reporter, run.data:
-        run.enter(run.coop)
+        run.enter_stage()
+        nets = run.model.nets
         for nimg in (0, batch):
-            expected = copy.deepcopy(run.state.G_ema)
-            run.iterate()
-            update_ema(expected, run.state.G, ema_decay(batch, nimg, 0.02, rampup))
-            for a, b in zip(expected.parameters(), run.state.G_ema.parameters(), strict=True):
+            expected = copy.deepcopy(nets["G_ema"])
+            iterate(run)
+            update_ema(expected, nets["G"], ema_decay(batch, nimg, 0.02, rampup))
+            for a, b in zip(expected.parameters(), nets["G_ema"].parameters(), strict=True):
                 assert torch.equal(a, b)

@@ -11,11 +11,11 @@ from dnnlib.util import DownloadError
 from tests import tiny
 from tests.hostile_pickles import HOSTILE
 from training import transfer
-from training.dataset import ImageFolderDataset
 from training.networks import Discriminator, Generator
+from training.run import networks_file
+from training.run.networks_file import NetworksFileError
 from training.settings.transfer_names import OFFICIAL_SNAPSHOTS
 from training.snapshot import save_snapshot
-from training.state import create_state
 from training.transfer import TransferError, load_weights, read_snapshot
 
 
@@ -28,13 +28,12 @@ def snapshot(tmp_path):
 
 
 @pytest.fixture
-def state(tmp_path):
-    dataset = ImageFolderDataset(tiny.write_data(tmp_path / "tiny.zip"))
-    config = tiny.config(
-        z_dim=4, w_dim=4, mapping_layers=1, g_scale=1 / 512, d_scale=1 / 512, d_arch="resnet"
-    )
+def model(tmp_path):
+    data = tiny.write_data(tmp_path / "tiny.zip")
     torch.manual_seed(7)
-    return create_state(config, dataset, torch.device("cpu"))
+    return tiny.model(
+        data, z_dim=4, w_dim=4, mapping_layers=1, g_scale=1 / 512, d_scale=1 / 512, d_arch="resnet"
+    )
 
 
 def test_read_snapshot(snapshot):
@@ -43,7 +42,9 @@ def test_read_snapshot(snapshot):
 
 def test_official_names_stand_for_urls(snapshot, monkeypatch):
     asked = []
-    monkeypatch.setattr(transfer, "open_url", lambda url: asked.append(url) or open(snapshot, "rb"))
+    monkeypatch.setattr(
+        networks_file, "open_url", lambda url: asked.append(url) or open(snapshot, "rb")
+    )
     read_snapshot("lsundog256")
     read_snapshot("https://example.com/net.pkl")
     assert asked == [OFFICIAL_SNAPSHOTS["lsundog256"], "https://example.com/net.pkl"]
@@ -53,8 +54,10 @@ def test_failed_download(monkeypatch):
     def fail(url):
         raise DownloadError(f"cannot download {url} (no route)")
 
-    monkeypatch.setattr(transfer, "open_url", fail)
-    with pytest.raises(TransferError, match="--resume=ffhq256: cannot download https://.*no route"):
+    monkeypatch.setattr(networks_file, "open_url", fail)
+    with pytest.raises(
+        NetworksFileError, match="--resume=ffhq256: cannot download https://.*no route"
+    ):
         read_snapshot("ffhq256")
 
 
@@ -72,29 +75,29 @@ def test_files_that_cannot_be_used(tmp_path, content, message):
     path = tmp_path / "net.pkl"
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(TransferError) as caught:
+    with pytest.raises(NetworksFileError) as caught:
         read_snapshot(str(path))
     assert f"--resume={path}" in str(caught.value) and message in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 def test_folders_and_other_schemes(tmp_path):
-    with pytest.raises(TransferError, match="Is a directory"):
+    with pytest.raises(NetworksFileError, match="Is a directory"):
         read_snapshot(str(tmp_path))
-    with pytest.raises(TransferError, match="only http, https and local paths"):
+    with pytest.raises(NetworksFileError, match="only http, https and local paths"):
         read_snapshot("ftp://example.com/net.pkl")
 
 
-def test_all_three_networks_take_the_weights(state, caplog):
+def test_all_three_networks_take_the_weights(model, caplog):
     G, D = tiny.networks(seed=1)
     G_ema, _ = tiny.networks(seed=2)
     networks = {"G": G, "D": D, "G_ema": G_ema}
     with caplog.at_level(logging.INFO, logger="training.transfer"):
-        load_weights(state.nets(), networks)
-    for name, net in state.nets().items():
+        load_weights(model.nets, networks)
+    for name, net in model.nets.items():
         for tensor, value in net.state_dict().items():
             assert torch.equal(value, networks[name].state_dict()[tensor]), (name, tensor)
-    assert not any(p.requires_grad for p in state.G.parameters())
+    assert not any(p.requires_grad for p in model.G.parameters())
     assert len(caplog.messages) == 1, "there is no table where all fits"
     count = len(D.state_dict())
     assert f"{count} of {count} of D" in caplog.text
@@ -109,15 +112,15 @@ def loaded_table(nets, networks, caplog):
     return [re.split(r"  +", line) for line in lines[2:]]
 
 
-def test_another_resolution_shares_what_it_can(state, caplog):
+def test_another_resolution_shares_what_it_can(model, caplog):
     G, D = tiny.networks(resolution=16, seed=1)
     for p in G.synthesis.b8.parameters():
         p.data.fill_(0.25)
-    before = {n: v.clone() for n, v in state.D.b8.fromrgb.state_dict().items()}
-    rows = loaded_table(state.nets(), {"G": G, "D": D, "G_ema": G}, caplog)
-    assert (state.G.synthesis.b8.conv0.weight == 0.25).all()
-    assert torch.equal(state.D.b4.conv.weight, D.b4.conv.weight)
-    for name, value in state.D.b8.fromrgb.state_dict().items():
+    before = {n: v.clone() for n, v in model.D.b8.fromrgb.state_dict().items()}
+    rows = loaded_table(model.nets, {"G": G, "D": D, "G_ema": G}, caplog)
+    assert (model.G.synthesis.b8.conv0.weight == 0.25).all()
+    assert torch.equal(model.D.b4.conv.weight, D.b4.conv.weight)
+    for name, value in model.D.b8.fromrgb.state_dict().items():
         assert torch.equal(value, before[name])
     count = {net: len(part.state_dict()) for net, part in (("G", G.synthesis.b16), ("D", D.b16))}
     assert rows == [
@@ -127,11 +130,11 @@ def test_another_resolution_shares_what_it_can(state, caplog):
     ]
 
 
-def test_from_unconditional_to_conditional_and_to_more_classes(state, caplog):
+def test_from_unconditional_to_conditional_and_to_more_classes(model, caplog):
     G, D = tiny.networks(c_dim=3, seed=1)
     conditional = {"G": G, "D": D, "G_ema": G}
-    rows = loaded_table(state.nets(), conditional, caplog)
-    assert torch.equal(state.G.synthesis.b8.conv0.weight, G.synthesis.b8.conv0.weight)
+    rows = loaded_table(model.nets, conditional, caplog)
+    assert torch.equal(model.G.synthesis.b8.conv0.weight, G.synthesis.b8.conv0.weight)
     assert ["G, G_ema", "mapping.fc0.weight", "[4, 8]", "[4, 4]"] in rows
     assert ["G, G_ema", "mapping.embed.*", "2 tensors", "-"] in rows
 
@@ -154,20 +157,20 @@ def test_long_tables_end_with_a_count(caplog, monkeypatch):
     assert len(rows) == 3 and re.fullmatch(r"\.\.\. and \d+ more", rows[2][0])
 
 
-def test_a_snapshot_that_shares_no_layer_is_refused_and_changes_nothing(state):
+def test_a_snapshot_that_shares_no_layer_is_refused_and_changes_nothing(model):
     G, _ = tiny.networks()
     wide = Discriminator(0, 8, 1, channel_base=256, channel_max=32)
-    before = {n: v.clone() for n, v in state.G.state_dict().items()}
+    before = {n: v.clone() for n, v in model.G.state_dict().items()}
     with pytest.raises(TransferError) as caught:
-        load_weights(state.nets(), {"G": G, "D": wide, "G_ema": G})
+        load_weights(model.nets, {"G": G, "D": wide, "G_ema": G})
     assert "no layer of D has its shape" in str(caught.value)
     assert "--d-scale" in str(caught.value) and "\n" not in str(caught.value)
-    assert all(torch.equal(v, before[n]) for n, v in state.G.state_dict().items())
+    assert all(torch.equal(v, before[n]) for n, v in model.G.state_dict().items())
 
 
 def test_truncated_snapshots(snapshot):
     os.truncate(snapshot, os.path.getsize(snapshot) // 2)
-    with pytest.raises(TransferError, match="truncated"):
+    with pytest.raises(NetworksFileError, match="truncated"):
         read_snapshot(snapshot)
 
 
@@ -175,7 +178,7 @@ def test_truncated_snapshots(snapshot):
 def test_hostile_pickles_run_nothing(tmp_path, name):
     make, named, _ = HOSTILE[name]
     (tmp_path / "net.pkl").write_bytes(make(tmp_path / "sentinel"))
-    with pytest.raises(TransferError, match=named) as caught:
+    with pytest.raises(NetworksFileError, match=named) as caught:
         read_snapshot(str(tmp_path / "net.pkl"))
     assert isinstance(caught.value.__cause__, legacy.UnsafePickleError)
     assert not (tmp_path / "sentinel").exists()

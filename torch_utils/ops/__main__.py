@@ -13,12 +13,12 @@ DEVICES = ("cpu", "cuda")
 
 
 @click.group(help=__doc__)
-def main():
+def main() -> None:
     """Run one of the commands."""
 
 
 @main.command()
-def doctor():
+def doctor() -> None:
     """Say what is available, what is missing and what to do. Builds nothing."""
     from torch_utils.ops.native import doctor
 
@@ -32,7 +32,7 @@ def doctor():
     multiple=True,
     help="What to build for; may be repeated  [default: cpu, and cuda where PyTorch has it]",
 )
-def build(device):
+def build(device: tuple[str, ...]) -> None:
     """Build the native operators now, also where a build has failed before."""
     import torch
 

@@ -5,6 +5,13 @@ answers at once.
 """
 
 import logging
+from typing import TYPE_CHECKING
+
+from dnnlib.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
 
 MODES = ("auto", "native", "ref")
 
@@ -13,7 +20,7 @@ _mode = "auto"
 _ready: dict[str, bool] = {}  # device type -> whether its native operators are loaded
 
 
-class NativeUnavailableError(RuntimeError):
+class NativeUnavailableError(UserError):
     """Native operators cannot be had; the message is a paragraph for the user."""
 
 
@@ -27,7 +34,7 @@ def select(mode: str, device_type: str | None = None) -> None:
 
     Raises:
         NativeUnavailableError: `mode` is 'native' and the operators cannot be had; the mode stays.
-        ValueError: an unknown mode.
+        ValueError: An unknown mode.
     """
     global _mode
     if mode not in MODES:
@@ -42,17 +49,17 @@ def selected() -> str:
     return _mode
 
 
-def uses_native(x, impl: str, faster_on_cpu: bool = True) -> bool:
+def uses_native(x: "torch.Tensor", impl: str, faster_on_cpu: bool = True) -> bool:
     """Whether an operator that is given the tensor `x` runs natively.
 
     Args:
-        x: tensor.
-        impl: argument of the operator: 'cuda' is native where available, 'ref' is plain PyTorch.
-        faster_on_cpu: whether the native operator is measurably the faster one on the CPU; where
+        x: Tensor.
+        impl: Argument of the operator: 'cuda' is native where available, 'ref' is plain PyTorch.
+        faster_on_cpu: Whether the native operator is measurably the faster one on the CPU; where
             not, mode 'auto' does without it there.
 
     Raises:
-        NativeUnavailableError: the mode is 'native' and the operators cannot be had.
+        NativeUnavailableError: The mode is 'native' and the operators cannot be had.
         ValueError: `impl` is neither.
     """
     if impl not in ("cuda", "ref"):

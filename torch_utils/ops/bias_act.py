@@ -54,13 +54,13 @@ def bias_act(  # noqa: PLR0913 - the operator's established signature
     """Compute `clamp(gain * act(x + b), -clamp, clamp)`; differentiates twice.
 
     Args:
-        x: tensor of any shape and floating-point dtype.
-        b: bias of shape [x.shape[dim]], or None for no bias.
-        dim: dimension of `x` that the bias runs along; unused without a bias.
-        act: name in `activation_funcs`.
-        alpha: shape parameter of the activation; None takes its default.
-        gain: factor on the activated value; None takes the activation's default.
-        clamp: largest magnitude of the result, >= 0; None does not clamp.
+        x: Tensor of any shape and floating-point dtype.
+        b: Bias of shape [x.shape[dim]], or None for no bias.
+        dim: Dimension of `x` that the bias runs along; unused without a bias.
+        act: Name in `activation_funcs`.
+        alpha: Shape parameter of the activation; None takes its default.
+        gain: Factor on the activated value; None takes the activation's default.
+        clamp: Largest magnitude of the result, >= 0; None does not clamp.
         impl: 'cuda' is the native operator of the device of `x` where it can be had (see
             `backend`); 'ref' is plain PyTorch. The native one saves its result for the derivative,
             so that must not be changed in place, knows no `torch.func`, differentiates twice, and
@@ -70,7 +70,7 @@ def bias_act(  # noqa: PLR0913 - the operator's established signature
         Tensor with the shape, dtype and memory format of `x`.
 
     Raises:
-        ValueError: an unknown activation or implementation, a bias that does not fit, or a
+        ValueError: An unknown activation or implementation, a bias that does not fit, or a
             negative clamp.
     """
     if act not in activation_funcs:
@@ -83,12 +83,12 @@ def bias_act(  # noqa: PLR0913 - the operator's established signature
     alpha = spec.def_alpha if alpha is None else alpha
     gain = spec.def_gain if gain is None else gain
     b = None if b is None else b.to(x.dtype)
-    native = backend.uses_native(x, impl, faster_on_cpu=_pays_on_cpu(x, act))
+    native = backend.uses_native(x, impl, faster_on_cpu=_is_faster_on_cpu(x, act))
     function = torch.ops.coopinit.bias_act if native else _bias_act_ref
     return function(x, b, dim, act, alpha, gain, clamp)
 
 
-def _pays_on_cpu(x, act):
+def _is_faster_on_cpu(x: torch.Tensor, act: str) -> bool:
     # A compiled graph shall not depend on the size of the batch.
     large = torch.compiler.is_compiling() or x.numel() >= _MIN_NATIVE_ELEMENTS
     return act in _PIECEWISE_LINEAR and large
@@ -103,7 +103,15 @@ def _check_bias(x: torch.Tensor, b: torch.Tensor, dim: int) -> None:
         )
 
 
-def _bias_act_ref(x, b, dim, act, alpha, gain, clamp):
+def _bias_act_ref(
+    x: torch.Tensor,
+    b: torch.Tensor | None,
+    dim: int,
+    act: str,
+    alpha: float,
+    gain: float,
+    clamp: float | None,
+) -> torch.Tensor:
     if b is not None:
         x = x + b.reshape([-1 if i == dim else 1 for i in range(x.ndim)])
     x = activation_funcs[act].func(x, alpha)

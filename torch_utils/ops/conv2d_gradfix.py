@@ -9,9 +9,8 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as nnf
-from torch.nn.functional import conv2d, conv_transpose2d
-
-__all__ = ["conv2d", "conv2d_padded", "conv2d_upsampled", "conv_transpose2d"]
+from torch.nn.functional import conv2d as conv2d
+from torch.nn.functional import conv_transpose2d as conv_transpose2d
 
 
 def conv2d_padded(
@@ -24,11 +23,11 @@ def conv2d_padded(
     """Correlate padded images with a kernel: `conv2d` with a padding of its own for each side.
 
     Args:
-        x: images [N, C_in, H, W].
-        w: weights [C_out, C_in / groups, kh, kw].
-        padding: zeros [x0, x1, y0, y1] around the images; negative numbers crop.
-        stride: step between results, an integer or [y, x].
-        groups: number of groups of channels.
+        x: Images [N, C_in, H, W].
+        w: Weights [C_out, C_in / groups, kh, kw].
+        padding: Zeros [x0, x1, y0, y1] around the images; negative numbers crop.
+        stride: Step between results, an integer or [y, x].
+        groups: Number of groups of channels.
     """
     x0, x1, y0, y1 = padding
     if x0 == x1 >= 0 and y0 == y1 >= 0:  # saves a copy of the images
@@ -42,11 +41,11 @@ def conv2d_upsampled(
     """Correlate zero-inserted, padded images with a kernel, without multiplying the zeros.
 
     Args:
-        x: images [N, C_in, H, W].
-        w: weights [C_out, C_in / groups, kh, kw].
-        up: upsampling factors [x, y]; `up - 1` zeros follow every pixel.
-        padding: zeros [x0, x1, y0, y1] around the upsampled image; negative numbers crop.
-        groups: number of groups of channels.
+        x: Images [N, C_in, H, W].
+        w: Weights [C_out, C_in / groups, kh, kw].
+        up: Upsampling factors [x, y]; `up - 1` zeros follow every pixel.
+        padding: Zeros [x0, x1, y0, y1] around the upsampled image; negative numbers crop.
+        groups: Number of groups of channels.
 
     Returns:
         Images [N, C_out, H * up_y + y0 + y1 - kh + 1, W * up_x + x0 + x1 - kw + 1].
@@ -64,7 +63,7 @@ def conv2d_upsampled(
     return _pad(x, [x0 + crop_x, x1 + crop_x, y0 + crop_y, y1 + crop_y])
 
 
-def _pad(x, padding):
+def _pad(x: torch.Tensor, padding: Sequence[int]) -> torch.Tensor:
     # Growing comes first: a crop may take all of the image and some of the zeros opposite.
     for step in ([max(p, 0) for p in padding], [min(p, 0) for p in padding]):
         x = nnf.pad(x, step) if any(step) else x

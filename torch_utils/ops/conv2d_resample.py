@@ -25,14 +25,14 @@ def conv2d_resample(  # noqa: PLR0913 - the operator's established signature
     places; each case runs them in the order that multiplies the fewest pixels.
 
     Args:
-        x: images [N, C_in, H, W].
-        w: weights [C_out, C_in / groups, kh, kw] with the dtype of `x`.
-        f: resampling filter made by `upfirdn2d.setup_filter`; None for the identity.
-        up: integer upsampling factor.
-        down: integer downsampling factor.
-        padding: zeros around the upsampled image (negative crops): an integer, [x, y] or
+        x: Images [N, C_in, H, W].
+        w: Weights [C_out, C_in / groups, kh, kw] with the dtype of `x`.
+        f: Resampling filter made by `upfirdn2d.setup_filter`; None for the identity.
+        up: Integer upsampling factor.
+        down: Integer downsampling factor.
+        padding: Zeros around the upsampled image (negative crops): an integer, [x, y] or
             [x0, x1, y0, y1]. What `f` takes off the borders is made up for separately.
-        groups: number of groups that channels are convolved in.
+        groups: Number of groups that channels are convolved in.
         flip_weight: True correlates with `w`, as `torch.nn.functional.conv2d` does; False
             convolves.
         flip_filter: True correlates with `f`; False convolves.
@@ -41,7 +41,7 @@ def conv2d_resample(  # noqa: PLR0913 - the operator's established signature
         Images [N, C_out, H', W'], where H' = H * up / down if `padding` makes up for the kernel.
 
     Raises:
-        ValueError: an argument is malformed, or weights and images do not fit together.
+        ValueError: An argument is malformed, or weights and images do not fit together.
     """
     _check_arguments(x, w, up, down, groups)
     pad = parse_padding(padding)
@@ -64,19 +64,28 @@ def conv2d_resample(  # noqa: PLR0913 - the operator's established signature
     return conv2d_gradfix.conv2d_padded(x, w, pad, groups=groups)
 
 
-def _pointwise_resample(x, w, f, up, down, pad, groups, flip_filter):  # noqa: PLR0913 - as above
+def _pointwise_resample(  # noqa: PLR0913 - as above
+    x: torch.Tensor,
+    w: torch.Tensor,
+    f: torch.Tensor | None,
+    up: int,
+    down: int,
+    padding: Sequence[int],
+    groups: int,
+    flip_filter: bool,
+) -> torch.Tensor:
     # A 1x1 kernel acts on each pixel alone, so it goes where there are fewest of them.
     if up > down:
         x = conv2d_gradfix.conv2d(x, w, groups=groups)
     if up > 1:
-        x = upfirdn2d(x, f, up=up, padding=pad, flip_filter=flip_filter, gain=up**2)
-        pad = 0
+        x = upfirdn2d(x, f, up=up, padding=padding, flip_filter=flip_filter, gain=up**2)
+        padding = (0, 0, 0, 0)
     if down > 1:
-        x = upfirdn2d(x, f, down=down, padding=pad, flip_filter=flip_filter)
+        x = upfirdn2d(x, f, down=down, padding=padding, flip_filter=flip_filter)
     return x if up > down else conv2d_gradfix.conv2d(x, w, groups=groups)
 
 
-def _check_arguments(x, w, up, down, groups):
+def _check_arguments(x: torch.Tensor, w: torch.Tensor, up: int, down: int, groups: int) -> None:
     for name, factor in (("up", up), ("down", down), ("groups", groups)):
         if not isinstance(factor, int) or factor < 1:
             raise ValueError(f"{name} must be a positive integer, not {factor!r}")

@@ -6,7 +6,6 @@ or None for the identity. Pairs are given as [x, y], padding as [x0, x1, y0, y1]
 """
 
 from collections.abc import Sequence
-from numbers import Number
 
 import numpy as np
 import torch
@@ -31,11 +30,11 @@ def setup_filter(
 
     Args:
         f: [taps] for a separable filter, [fh, fw] for any other, a scalar, or None (identity).
-        device: where the result lives.
-        normalize: divide by the sum, so that a constant image keeps its value.
-        flip_filter: reverse the order of the coefficients.
-        gain: factor on the image that the filter will be applied to.
-        separable: keep one-dimensional coefficients as they are, rather than expand them to their
+        device: Where the result lives.
+        normalize: Divide by the sum, so that a constant image keeps its value.
+        flip_filter: Reverse the order of the coefficients.
+        gain: Factor on the image that the filter will be applied to.
+        separable: Keep one-dimensional coefficients as they are, rather than expand them to their
             outer product; None does so from 8 taps on.
 
     Returns:
@@ -46,27 +45,27 @@ def setup_filter(
             and cannot be normalised.
     """
     # On the CPU whatever the default device: the checks need values.
-    f = torch.as_tensor(1 if f is None else f, dtype=torch.float32, device="cpu")
-    if f.ndim > 2 or f.numel() == 0:
-        raise ValueError(f"filter must have shape [taps] or [fh, fw], not {list(f.shape)}")
-    if f.ndim == 0:
-        f = f[None]
+    taps = torch.as_tensor(1 if f is None else f, dtype=torch.float32, device="cpu")
+    if taps.ndim > 2 or taps.numel() == 0:
+        raise ValueError(f"filter must have shape [taps] or [fh, fw], not {list(taps.shape)}")
+    if taps.ndim == 0:
+        taps = taps[None]
     if separable is None:
-        separable = f.ndim == 1 and f.numel() >= _MIN_SEPARABLE_TAPS
-    if separable and f.ndim != 1:
+        separable = taps.ndim == 1 and taps.numel() >= _MIN_SEPARABLE_TAPS
+    if separable and taps.ndim != 1:
         raise ValueError("a separable filter is given by its one-dimensional coefficients")
-    if f.ndim == 1 and not separable:
-        f = torch.outer(f, f)
+    if taps.ndim == 1 and not separable:
+        taps = torch.outer(taps, taps)
     if normalize:
-        total = f.sum()
+        total = taps.sum()
         if total == 0:
             raise ValueError("filter sums to 0 and cannot be normalised; pass normalize=False")
-        f = f / total
+        taps = taps / total
     if flip_filter:
-        f = f.flip(list(range(f.ndim)))
+        taps = taps.flip(list(range(taps.ndim)))
     # A separable filter is applied twice, with the square root of the gain each time.
-    f = f * gain ** (f.ndim / 2)
-    return f.to(device)
+    taps = taps * gain ** (taps.ndim / 2)
+    return taps.to(device)
 
 
 def upfirdn2d(  # noqa: PLR0913 - the operator's established signature
@@ -86,14 +85,14 @@ def upfirdn2d(  # noqa: PLR0913 - the operator's established signature
     sample from the first.
 
     Args:
-        x: images [N, C, H, W] of any floating-point dtype; the filter is applied in that dtype,
+        x: Images [N, C, H, W] of any floating-point dtype; the filter is applied in that dtype,
             natively in float32 for the half precisions.
-        f: filter on the device of `x`; see the module description.
-        up: upsampling factor, an integer or [x, y].
-        down: downsampling factor, an integer or [x, y].
-        padding: in pixels of the upsampled image: an integer, [x, y] or [x0, x1, y0, y1].
-        flip_filter: correlate rather than convolve.
-        gain: factor on the result.
+        f: Filter on the device of `x`; see the module description.
+        up: Upsampling factor, an integer or [x, y].
+        down: Downsampling factor, an integer or [x, y].
+        padding: In pixels of the upsampled image: an integer, [x, y] or [x0, x1, y0, y1].
+        flip_filter: Correlate rather than convolve.
+        gain: Factor on the result.
         impl: 'cuda' is the native operator of the device of `x` where it can be had (see
             `backend`); 'ref' is plain PyTorch.
 
@@ -101,7 +100,7 @@ def upfirdn2d(  # noqa: PLR0913 - the operator's established signature
         Images [N, C, H', W'] with the dtype and memory format of `x`.
 
     Raises:
-        ValueError: an argument is malformed, or the filter is larger than the padded image.
+        ValueError: An argument is malformed, or the filter is larger than the padded image.
     """
     if x.ndim != 4:
         raise ValueError(f"images must have shape [N, C, H, W], not {list(x.shape)}")
@@ -174,7 +173,7 @@ def downsample2d(  # noqa: PLR0913 - as upfirdn2d
 
 def parse_scaling(scaling: int | Sequence[int]) -> tuple[int, int]:
     """Factors (x, y) from an integer or a pair of positive integers."""
-    pair = (scaling, scaling) if isinstance(scaling, Number) else tuple(scaling)
+    pair = tuple(scaling) if isinstance(scaling, Sequence) else (scaling, scaling)
     if len(pair) != 2 or any(int(s) != s or s < 1 for s in pair):
         raise ValueError(f"scaling must be a positive integer or [x, y], not {scaling!r}")
     return int(pair[0]), int(pair[1])
@@ -182,7 +181,7 @@ def parse_scaling(scaling: int | Sequence[int]) -> tuple[int, int]:
 
 def parse_padding(padding: int | Sequence[int]) -> tuple[int, int, int, int]:
     """Padding (x0, x1, y0, y1) from an integer, [x, y] or [x0, x1, y0, y1]."""
-    pad = (padding, padding) if isinstance(padding, Number) else tuple(padding)
+    pad = tuple(padding) if isinstance(padding, Sequence) else (padding, padding)
     if len(pad) == 2:
         pad = (pad[0], pad[0], pad[1], pad[1])
     if len(pad) != 4 or any(int(p) != p for p in pad):
@@ -228,7 +227,9 @@ def resample_padding(
     return x0, x1, y0, y1
 
 
-def _check_size(x, f, up, padding):
+def _check_size(
+    x: torch.Tensor, f: torch.Tensor | None, up: Sequence[int], padding: Sequence[int]
+) -> None:
     fw, fh = filter_size(f)
     width = x.shape[3] * up[0] + padding[0] + padding[1]
     height = x.shape[2] * up[1] + padding[2] + padding[3]
@@ -239,17 +240,33 @@ def _check_size(x, f, up, padding):
         )
 
 
-def _is_small(x, down):
+def _is_small(x: torch.Tensor, down: Sequence[int]) -> bool:
     """Whether the images are small, or become so."""
     small = x.shape[2] * x.shape[3] < _MIN_NATIVE_PIXELS * down[0] * down[1]
     return small and x.dtype == torch.float32
 
 
-def _filter_channels_native(x, f, up, down, padding, flip_filter, gain):  # noqa: PLR0913
+def _filter_channels_native(
+    x: torch.Tensor,
+    f: torch.Tensor,
+    up: tuple[int, int],
+    down: tuple[int, int],
+    padding: tuple[int, int, int, int],
+    flip_filter: bool,
+    gain: float,
+) -> torch.Tensor:
     return torch.ops.coopinit.upfirdn2d(x, f, up, down, padding, flip_filter, gain)
 
 
-def _filter_channels_ref(x, f, up, down, padding, flip_filter, gain):  # noqa: PLR0913
+def _filter_channels_ref(
+    x: torch.Tensor,
+    f: torch.Tensor,
+    up: tuple[int, int],
+    down: tuple[int, int],
+    padding: tuple[int, int, int, int],
+    flip_filter: bool,
+    gain: float,
+) -> torch.Tensor:
     f = f if flip_filter else f.flip([0, 1])  # the convolutions below correlate
     f = (f * gain).to(x.dtype)
     channels = x.shape[1]

@@ -1,7 +1,10 @@
 """Images that turn out damaged while training: left out, named and counted."""
 
 import logging
+from collections.abc import Iterable
+from typing import Protocol
 
+import numpy as np
 import torch
 
 from training.data.image_files import DatasetError
@@ -12,7 +15,15 @@ ATTEMPTS = 100  # neighbours that are tried
 logger = logging.getLogger(__name__)
 
 
-def next_whole(dataset, index):
+class LabelledImages(Protocol):
+    """A data set of (image uint8 [C, H, W], label float32 [label_dim])."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> tuple[np.ndarray, np.ndarray]: ...
+
+
+def next_whole(dataset: LabelledImages, index: int) -> tuple[np.ndarray, np.ndarray, str]:
     """The image of that index or, in its place if it is damaged, the next whole one.
 
     Returns:
@@ -30,16 +41,16 @@ def next_whole(dataset, index):
     raise DatasetError(damage)
 
 
-class UndamagedImages(torch.utils.data.Dataset):
+class UndamagedImages(torch.utils.data.Dataset[tuple[np.ndarray, np.ndarray, str]]):
     """A data set whose items are what `next_whole` returns."""
 
-    def __init__(self, dataset):
+    def __init__(self, dataset: LabelledImages) -> None:
         self._dataset = dataset
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self._dataset)
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray, str]:
         return next_whole(self._dataset, index)
 
 
@@ -51,12 +62,12 @@ class DamageCount:
         quiet: Another process names them.
     """
 
-    def __init__(self, size, quiet=False):
+    def __init__(self, size: int, quiet: bool = False) -> None:
         self._size = size
         self._quiet = quiet
-        self.known = []  # what was wrong with each
+        self.known: list[str] = []  # what was wrong with each
 
-    def add(self, texts):
+    def add(self, texts: Iterable[str]) -> None:
         """Take what `UndamagedImages` said of images into account.
 
         Raises:

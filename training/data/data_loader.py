@@ -1,4 +1,4 @@
-"""Batches of real images and of random latents, on the training device."""
+"""Batches of real images, on the training device."""
 
 import contextlib
 import logging
@@ -6,13 +6,19 @@ import re
 import signal
 import sys
 import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol
 
+import numpy as np
 import torch
 
-from training.data.damaged_images import DamageCount, UndamagedImages
+from torch_utils import distributed
+from torch_utils.image_values import normalize
+from training.data.damaged_images import DamageCount, LabelledImages, UndamagedImages
 from training.data.image_files import DatasetError
 from training.data.sampler import InfiniteSampler
 from training.run.interruption import ignore_signals
+from training.settings.config import TrainingConfig
 
 FORKS = sys.platform == "linux"
 RESTARTS = 3  # of workers, without a batch in between
@@ -28,14 +34,14 @@ logger = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
-def few_cores_are_fine():
+def few_cores_are_fine() -> Iterator[None]:
     """Torch warns where there are more workers than cores; the default of three does no harm."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "This DataLoader will create")
         yield
 
 
-def _of_workers(error):
+def _of_workers(error: Exception) -> bool:
     """Whether workers have died, or could not be started; their own errors are "Caught ..."."""
     if isinstance(error, OSError | EOFError):  # of the connection to one
         return not str(error).startswith("Caught ")
@@ -46,24 +52,49 @@ class Fatal(str):
     """Why there is no next batch."""
 
 
+class TrainingImages(LabelledImages, Protocol):
+    """What is asked of a data set to train on: an `ImageFolderDataset`."""
+
+    label_dim: int
+
+    @property
+    def has_onehot_labels(self) -> bool:
+        """Whether labels are in use and are classes."""
+        ...
+
+    @property
+    def raw_labels(self) -> np.ndarray:
+        """All labels at once: class numbers, int64 [N], or vectors, float32 [N, label_dim]."""
+        ...
+
+
 class RealImages:
     """Endless iterator over batches of real images; a context manager that ends its workers.
 
     Yields (images [N, C, H, W] float32 in [-1, 1], labels [N, c_dim] float32), N the batch of this
     process. The order is a function of the seed and of the number of images that earlier batches
-    have drawn, so that a stream is taken up where it was left. In the place of a damaged image
+    have drawn, so that a stream is resumed where it was left. In the place of a damaged image
     stands the next whole one; DatasetError is raised when more than 1 % are damaged. Workers that
     die are started again, at the batch that was due.
+
+    Args:
+        dataset: The images.
+        config: Says how to batch, shuffle and load.
+        device: Where batches are put.
+        rank: Of this process.
     """
 
-    def __init__(self, dataset, config, device, rank=0):
+    def __init__(
+        self, dataset: TrainingImages, config: TrainingConfig, device: torch.device, rank: int = 0
+    ) -> None:
         self._device = device
-        self._share = dict(rank=rank, num_replicas=config.gpus)
+        self._rank = rank
+        self._num_replicas = config.gpus
         self._dataset = UndamagedImages(dataset)
         self._damage = DamageCount(len(dataset) // (1 + config.mirror), quiet=rank > 0)
         self._seed = config.seed
         self._batch = config.batch
-        self._options = dict(
+        self._options: dict[str, Any] = dict(
             batch_size=config.batch // config.gpus,
             num_workers=config.workers,
             pin_memory=(device.type == "cuda"),
@@ -73,90 +104,97 @@ class RealImages:
             # those of a forkserver outlive it.
             multiprocessing_context="fork" if config.workers and FORKS else None,
         )
-        self._label_dim = dataset.label_dim
-        self._one_hot = dataset.has_onehot_labels
-        self._labels = torch.from_numpy(dataset.raw_labels).to(device)
-        self._batch_gpu = config.batch_gpu
-        self._z_dim = config.z_dim
         self._position = 0  # images that all processes have taken; what is held ready is not
-        self._batches = None
-        self._ahead = None  # the next batch
+        self._batches: Iterator | None = None
+        self._ahead: tuple[torch.Tensor, torch.Tensor] | None = None  # the next batch
         # Texts about damaged images that nobody has heard of; or why there is no next batch.
-        self.pending_damage = []
+        self.pending_damage: list[str] = []
 
-    def state_dict(self):
+    def state_dict(self) -> dict[str, Any]:
         """How far the stream has been drawn, and what was left out."""
         return {"position": self._position, "damaged": self._damage.known}
 
-    def load_state_dict(self, state):
-        """Go on from `state_dict()`; before the context is entered."""
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state_dict()` returned; before the context is entered."""
         self._position = state["position"]
         self._damage.known = list(state["damaged"])
 
-    def __enter__(self):
-        self._open()
+    def __enter__(self) -> "RealImages":
+        self._batches = self._open()
         return self
 
-    def _open(self):
+    def _open(self) -> Iterator:
         sampler = InfiniteSampler(
-            len(self._dataset), seed=self._seed, start=self._position, **self._share
+            len(self._dataset),
+            rank=self._rank,
+            num_replicas=self._num_replicas,
+            seed=self._seed,
+            start=self._position,
         )
         handler = signal.getsignal(signal.SIGCHLD) if hasattr(signal, "SIGCHLD") else None
         with few_cores_are_fine():
             loader = torch.utils.data.DataLoader(self._dataset, sampler=sampler, **self._options)
-            self._batches = iter(loader)
+            batches = iter(loader)
         if handler is not None:
             # PyTorch's would raise an error anywhere, in the midst of an optimizer step, too.
             with contextlib.suppress(ValueError):  # not the main thread
                 signal.signal(signal.SIGCHLD, handler)
+        return batches
 
-    def __exit__(self, *exc_info):
+    def __exit__(self, *exc_info: object) -> None:
         self._batches = None  # the loader's iterator ends its workers when it goes
 
-    def __next__(self):
+    def __next__(self) -> tuple[torch.Tensor, torch.Tensor]:
         self.draw_ahead()
         if self.pending_damage:
             self.merge_damage([self.pending_damage])
+        assert self._ahead is not None, "merge_damage() raises where there is no next batch"
         (images, labels), self._ahead = self._ahead, None
         self._position += self._batch
-        images = images.to(self._device, non_blocking=True).to(torch.float32) / 127.5 - 1
+        images = normalize(images.to(self._device, non_blocking=True))
         return images, labels.to(self._device, non_blocking=True)
 
-    def draw_ahead(self):
-        """Have the next batch ready; what is wrong with it is in `news` then, and raises nothing.
+    def draw_ahead(self) -> None:
+        """Have the next batch ready; what is wrong with it is in `pending_damage`, and not raised.
 
-        Where several processes train together, all of them `learn` the news of all.
+        Where several processes train together, each passes that of all to `merge_damage`.
         """
         if self._ahead is not None:
             return
         try:
             images, labels, damage = self._draw()
         except DatasetError as error:
-            self.pending_damage = [Fatal(error)]
+            self.pending_damage = [Fatal(str(error))]
             return
         self._ahead = images, labels
         self.pending_damage = [text for text in damage if text and text not in self._damage.known]
 
-    def merge_damage(self, news):
-        """Take the `news` of all processes into account, a list for each.
+    def merge_damage(self, damage: Sequence[Sequence[str]]) -> None:
+        """Take the damage of all processes into account.
+
+        Args:
+            damage: `pending_damage` of each process.
 
         Raises:
             DatasetError: One of them has no next batch, or too many images are damaged; the same
                 in all processes.
         """
         self.pending_damage = []
-        texts = [text for of_one in news for text in of_one]
+        texts = [text for of_one in damage for text in of_one]
         if fatal := [text for text in texts if isinstance(text, Fatal)]:
             raise DatasetError(fatal[0])
         self._damage.add(texts)
 
-    def _draw(self):
-        """The next batch; the workers are started again where one of them has died."""
+    def _draw(self) -> tuple[torch.Tensor, torch.Tensor, Sequence[str]]:
+        """The next batch: images uint8, labels, texts of `next_whole`.
+
+        The workers are started again where one of them has died.
+        """
         for _ in range(RESTARTS):
             try:
                 if self._batches is None:
                     with torch.random.fork_rng(devices=[]):  # the start draws a number
-                        self._open()
+                        self._batches = self._open()
                 return next(self._batches)
             except Exception as error:
                 if self._options["num_workers"] == 0:
@@ -168,31 +206,21 @@ class RealImages:
                 *_, what = str(error).strip().splitlines() or [type(error).__name__]
                 logger.warning("Warning: %s. Starting the workers again.", what)
                 # Nothing of these may be left when others are forked: they would wait for them.
-                error.__traceback__ = self._batches = None
+                self._batches = None
+                error.__traceback__ = None
         raise DatasetError(
             f"The data-loader workers have died {RESTARTS} times in a row, which happens when "
             "memory is short, or shared memory (in Docker: --shm-size=1g); give fewer --workers, "
             "or 0."
         )
 
-    def micro_batches(self, real):
-        """Split a batch into forward passes, each with latents and labels drawn for it.
 
-        Returns:
-            List of dicts real_img, real_c, gen_z [n, z_dim] ~ N(0, 1), gen_c [n, c_dim] with
-            the frequencies of the data set.
-        """
-        images, labels = real
-        gen_z = torch.randn([len(images), self._z_dim], device=self._device)
-        gen_c = self._draw_labels(len(images))
-        parts = (t.split(self._batch_gpu) for t in (images, labels, gen_z, gen_c))
-        names = ("real_img", "real_c", "gen_z", "gen_c")
-        return [dict(zip(names, part, strict=True)) for part in zip(*parts, strict=True)]
-
-    def _draw_labels(self, count):
-        """Labels [count, c_dim] drawn as one indexed tensor."""
-        drawn = torch.randint(len(self._labels), [count], device=self._device)
-        labels = self._labels[drawn]
-        if self._one_hot:
-            labels = torch.nn.functional.one_hot(labels, self._label_dim)
-        return labels.to(torch.float32)
+def require_unchanged(dataset: Any) -> None:
+    """Raise DatasetError in all processes if one of them finds other data than it opened."""
+    try:
+        dataset.check_unchanged()
+        problem = None
+    except DatasetError as error:
+        problem = str(error)
+    if problems := list(filter(None, distributed.all_gather(problem))):
+        raise DatasetError(problems[0])

@@ -6,8 +6,10 @@ data set holds, so that other data, or a repaired image, never meet an old one.
 
 import hashlib
 import logging
+import os
 import zlib
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from tqdm import tqdm
@@ -27,8 +29,13 @@ class DecodedImages:
     The checksum is of the pixels and of the file's name, so that an image of another data set is
     none of this one. Picklable: the path is sent to data-loader workers, not what the file holds.
 
-    path: the file. count, image_shape: images it must hold, and their [C, H, W]. Raises ValueError
-    or OSError for any other file.
+    Args:
+        path: The file.
+        count: Images that it must hold.
+        image_shape: Their [C, H, W].
+
+    Raises:
+        ValueError, OSError: It is another file, or cannot be read.
     """
 
     def __init__(self, path: Path, count: int, image_shape: list[int]) -> None:
@@ -45,19 +52,41 @@ class DecodedImages:
         return DecodedImages, self._made_of
 
     def read(self, number: int) -> np.ndarray | None:
-        """Return a copy of one image, uint8 [C, H, W]; None where the file holds no whole one."""
+        """A copy of one image, uint8 [C, H, W]; None where the file holds no whole one."""
         image = np.array(self._pixels[number])
-        whole = zlib.crc32(image, self._start) == self._checksums[number]
+        whole = zlib.crc32(image.data, self._start) == self._checksums[number]
         return image if whole else None
 
 
-def cache_images(dataset, folder=None):
+class CachedImages(Protocol):
+    """What is asked of a data set whose decoded images are kept: an `ImageFolderDataset`."""
+
+    image_shape: list[int]
+
+    @property
+    def num_files(self) -> int:
+        """Images of the archive."""
+        ...
+
+    def content_signature(self) -> str:
+        """A text that differs for any other content of the archive."""
+        ...
+
+    def decode_file(self, number: int) -> np.ndarray:
+        """Image `number` of the archive, uint8 [C, H, W]."""
+        ...
+
+    def use_decoded(self, decoded: DecodedImages) -> None:
+        """Take images from there from now on."""
+
+
+def cache_images(dataset: CachedImages, folder: str | os.PathLike | None = None) -> None:
     """Let a data set read from the file of its decoded images, which is made where it is missing.
 
     A damaged image stays damaged: the data set raises its error whenever it is read.
 
     Args:
-        dataset: An `ImageFolderDataset`, changed in place.
+        dataset: The data set, changed in place.
         folder: Where the file is kept; None: "images" below `cache_root()`.
 
     Raises:
@@ -81,7 +110,7 @@ def cache_images(dataset, folder=None):
     dataset.use_decoded(decoded)
 
 
-def _open(path, dataset):
+def _open(path: Path, dataset: CachedImages) -> DecodedImages | None:
     """The decoded images that an earlier run wrote; None where there are none."""
     try:
         return DecodedImages(path, dataset.num_files, dataset.image_shape)
@@ -89,12 +118,13 @@ def _open(path, dataset):
         if path.exists() or path.is_symlink():
             logger.warning(
                 "Warning: %s does not hold the decoded images (%s); making it again.",
-                path, first_line(error),
-            )  # fmt: skip
+                path,
+                first_line(error),
+            )
     return None
 
 
-def _write(path, dataset):
+def _write(path: Path, dataset: CachedImages) -> None:
     logger.info("Decoding %d images into %s", dataset.num_files, path)
     path.parent.mkdir(parents=True, exist_ok=True)
     dtype, start = _record_type(dataset.image_shape), _start_of_checksums(path)
@@ -105,7 +135,7 @@ def _write(path, dataset):
             file.write(_record(dataset, index, dtype, start).tobytes())
 
 
-def _record(dataset, index, dtype, start):
+def _record(dataset: CachedImages, index: int, dtype: np.dtype, start: int) -> np.ndarray:
     """One image and its checksum; of a damaged one zeros, and what is not their checksum."""
     record = np.zeros((), dtype)
     try:
@@ -113,13 +143,13 @@ def _record(dataset, index, dtype, start):
         damaged = False
     except DatasetError:
         damaged = True
-    record["checksum"] = zlib.crc32(record["pixels"], start) ^ damaged
+    record["checksum"] = zlib.crc32(record["pixels"].data, start) ^ damaged
     return record
 
 
-def _start_of_checksums(path):
+def _start_of_checksums(path: Path) -> int:
     return zlib.crc32(path.name.encode())
 
 
-def _record_type(image_shape):
+def _record_type(image_shape: list[int]) -> np.dtype:
     return np.dtype([("checksum", "<u4"), ("pixels", "u1", tuple(image_shape))])

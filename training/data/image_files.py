@@ -1,4 +1,4 @@
-"""Image files in a folder or zip, their headers and their labels; shared by reader and writer.
+"""Image files in a folder or zip, and their headers; shared by reader and writer.
 
 Nothing here imports torch, so that dataset_tool.py starts fast.
 """
@@ -6,7 +6,6 @@ Nothing here imports torch, so that dataset_tool.py starts fast.
 import errno
 import hashlib
 import io
-import json
 import os
 import re
 import stat
@@ -17,6 +16,8 @@ from typing import IO, NamedTuple
 
 import PIL.Image
 
+from dnnlib.errors import UserError
+from dnnlib.hashing import add_stream
 from dnnlib.util import first_line, printable
 from training.data.zip_directory import count_members
 
@@ -25,23 +26,18 @@ IMAGE_EXTENSIONS = frozenset(
 )
 ALPHA_MODES = frozenset(("LA", "La", "PA", "RGBA", "RGBa"))  # of Pillow
 MIN_RESOLUTION = 8
-MAX_CLASSES = 1_000_000  # a larger integer label is a mistake, and its one-hot row would not fit
 
 MAX_FILE_BYTES = 1 << 30  # of an image or dataset.json; more is damage or an attack
 MAX_MEMBERS = 10_000_000  # of a zip: eight times ImageNet, and 5 GB of memory
 MAX_RATIO = 1100  # of packing; deflate reaches 1032
-_MAX_FLOAT32 = 3.4e38
-_CHUNK = 1 << 20  # bytes
 _PARTS = re.compile(r"[/\\]")  # between the parts of a name
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PNG_HEADER_BYTES = 26  # signature, length and type of IHDR, width, height, bit depth, colour type
 _PNG_COLOUR_TYPES = {0: "L", 2: "RGB", 3: "P", 4: "LA", 6: "RGBA"}
 
-Label = int | list[float]
 
-
-class DatasetError(ValueError):
+class DatasetError(UserError, ValueError):
     """Data that cannot be used; the message is one line that says what is wrong and what to do."""
 
     def __init__(self, message: str) -> None:
@@ -65,7 +61,7 @@ class FileStore(ABC):
 
     @abstractmethod
     def names(self) -> list[str]:
-        """Return the sorted names of all visible files, relative, with forward slashes."""
+        """The sorted names of all visible files, relative, with forward slashes."""
 
     @abstractmethod
     def exists(self, name: str) -> bool:
@@ -73,11 +69,11 @@ class FileStore(ABC):
 
     @abstractmethod
     def size(self, name: str) -> int:
-        """Return the length of one file in bytes, unpacked."""
+        """The length of one file in bytes, unpacked."""
 
     @abstractmethod
     def fingerprint(self, name: str) -> str:
-        """Return a text that changes with the content of one file."""
+        """A text that changes with the content of one file."""
 
     @abstractmethod
     def open(self, name: str) -> IO[bytes]:
@@ -85,7 +81,7 @@ class FileStore(ABC):
 
     @abstractmethod
     def signature(self, content: bool = False) -> str:
-        """Return a text that differs for other files: by names and sizes, or by `content`, too."""
+        """A text that differs for other files: by names and sizes, or by `content`, too."""
 
     @abstractmethod
     def close(self) -> None:
@@ -96,7 +92,7 @@ class FolderStore(FileStore):
     """All files below a folder."""
 
     def names(self) -> list[str]:
-        """Return the sorted names of all visible files, relative, with forward slashes."""
+        """The sorted names of all visible files, relative, with forward slashes."""
         found, seen = [], set()
         for folder, folders, files in os.walk(
             self.path, onerror=self._unreadable, followlinks=True
@@ -116,11 +112,11 @@ class FolderStore(FileStore):
         return os.path.isfile(os.path.join(self.path, name))
 
     def size(self, name: str) -> int:
-        """Return the length of one file in bytes."""
+        """The length of one file in bytes."""
         return os.path.getsize(os.path.join(self.path, name))
 
     def fingerprint(self, name: str) -> str:
-        """Return the SHA-256 of one file."""
+        """The SHA-256 of one file."""
         found = hashlib.sha256()
         self._add_content(name, found)
         return found.hexdigest()
@@ -133,7 +129,7 @@ class FolderStore(FileStore):
         return open(path, "rb")
 
     def signature(self, content: bool = False) -> str:
-        """Return a digest of names and sizes of images and labels, or of all that is in them."""
+        """A digest of names and sizes of images and labels, or of all that is in them."""
         found = hashlib.sha256()
         names = [*image_names(self), "dataset.json"]
         for name in filter(self.exists, names):  # without links that lead nowhere
@@ -147,8 +143,7 @@ class FolderStore(FileStore):
 
     def _add_content(self, name: str, found: "hashlib._Hash") -> None:
         with self.open(name) as stream:
-            while chunk := stream.read(_CHUNK):
-                found.update(chunk)
+            add_stream(found, stream)
 
     def _unreadable(self, error: OSError) -> None:
         raise DatasetError(f"Cannot list '{error.filename}': {error.strerror}.")
@@ -162,11 +157,11 @@ class ZipStore(FileStore):
         self._zip: zipfile.ZipFile | None = None
         self._zip_pid = 0
 
-    def __getstate__(self) -> dict:
+    def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_zip": None, "_zip_pid": 0}
 
     def names(self) -> list[str]:
-        """Return the sorted names of all visible files, as they stand in the zip."""
+        """The sorted names of all visible files, as they stand in the zip."""
         return sorted({name for name in self._handle().namelist() if _is_visible(name)})
 
     def exists(self, name: str) -> bool:
@@ -174,11 +169,11 @@ class ZipStore(FileStore):
         return name in self._handle().NameToInfo
 
     def size(self, name: str) -> int:
-        """Return the length of one member in bytes, unpacked; reading gives no more."""
+        """The length of one member in bytes, unpacked; reading gives no more."""
         return self._handle().getinfo(name).file_size
 
     def fingerprint(self, name: str) -> str:
-        """Return length and CRC-32 of one member, which the zip's directory holds."""
+        """Length and CRC-32 of one member, which the zip's directory holds."""
         member = self._handle().getinfo(name)
         return f"{member.file_size} {member.CRC:08x}"
 
@@ -187,7 +182,7 @@ class ZipStore(FileStore):
         return self._handle().open(name)
 
     def signature(self, content: bool = True) -> str:
-        """Return a digest of the names, sizes and checksums of all members."""
+        """A digest of the names, sizes and checksums of all members."""
         found = hashlib.sha256()
         for member in self._handle().infolist():
             found.update(f"{member.filename}\0{member.file_size}\0{member.CRC}\0".encode())
@@ -276,19 +271,23 @@ def open_store(path: str | os.PathLike) -> FileStore:
 
 
 def image_names(store: FileStore) -> list[str]:
-    """Return the sorted names of the store's files that have an image's extension."""
+    """The sorted names of the store's files that have an image's extension."""
     return [n for n in store.names() if os.path.splitext(n)[1].lower() in IMAGE_EXTENSIONS]
 
 
 def read_file(store: FileStore, name: str) -> bytes:
-    """Read one file whole; raises DatasetError where it is larger than MAX_FILE_BYTES."""
+    """Read one file whole.
+
+    Raises:
+        DatasetError: It is larger than `MAX_FILE_BYTES`.
+    """
     check_size(name, store.size(name), MAX_FILE_BYTES)
     with store.open(name) as stream:
         return stream.read()
 
 
 def check_size(name: str, size: int, limit: int) -> None:
-    """Refuse a file of more than `limit` bytes: small archives can unpack to terabytes."""
+    """Raise DatasetError for more than `limit` bytes: small archives can unpack to terabytes."""
     if size > limit:
         raise DatasetError(f"'{name}' unpacks to {size} bytes; at most {limit} are read.")
 
@@ -320,66 +319,6 @@ def read_image_header(store: FileStore, name: str) -> ImageHeader:
     with open_image(store, name) as image:
         bits = 8 if image.mode in ("L", "RGB", "P", "LA", "RGBA", "CMYK", "YCbCr") else 0
         return ImageHeader(image.width, image.height, image.mode, bits)
-
-
-def read_labels(store: FileStore) -> dict[str, Label] | None:
-    """Read the labels of dataset.json at the root, by file name.
-
-    Returns None where there is no dataset.json or its labels are null. All labels are integers
-    >= 0 or all are lists of equally many finite numbers; DatasetError says otherwise.
-    """
-    if not store.exists("dataset.json"):
-        return None
-    where = f"dataset.json in '{store.path}'"
-    try:
-        content = json.loads(read_file(store, "dataset.json"))
-    except Exception as error:  # unpacking and parsing can raise anything on damaged data
-        raise DatasetError(f"{where} cannot be read: {first_line(error)}.") from error
-    if not isinstance(content, dict):
-        raise DatasetError(f'{where} must be an object like {{"labels": [["NAME", 6], ...]}}.')
-    labels = content.get("labels")
-    if labels is None:
-        return None
-    if not isinstance(labels, list) or not all(map(_is_labelled_name, labels)):
-        raise DatasetError(f'{where}: "labels" must be null or a list of ["NAME", LABEL] pairs.')
-    by_name = {name.replace("\\", "/"): label for name, label in labels}
-    _check_labels(by_name, where)
-    return by_name
-
-
-def _check_labels(labels: dict[str, Label], where: str) -> None:
-    kinds = set()
-    for name, label in labels.items():
-        kind = _label_kind(label)
-        if kind is None:
-            raise DatasetError(
-                f"{where}: the label of '{name}' is {json.dumps(label)[:40]}; it must be an "
-                f"integer from 0 to {MAX_CLASSES - 1} or a list of finite numbers."
-            )
-        kinds.add(kind)
-        if len(kinds) > 1:
-            raise DatasetError(
-                f"{where} mixes kinds of labels (see '{name}'): they must be all integers or "
-                "all lists of the same length."
-            )
-
-
-def _label_kind(label: object) -> str | int | None:
-    """Return "class", the length of a vector, or None for what is no label."""
-    if isinstance(label, int) and not isinstance(label, bool):
-        return "class" if 0 <= label < MAX_CLASSES else None
-    if isinstance(label, list) and label and all(map(_is_finite_number, label)):
-        return len(label)
-    return None
-
-
-def _is_finite_number(value: object) -> bool:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return number and abs(value) <= _MAX_FLOAT32  # false for NaN
-
-
-def _is_labelled_name(entry: object) -> bool:
-    return isinstance(entry, list) and len(entry) == 2 and isinstance(entry[0], str)
 
 
 def _is_visible(name: str) -> bool:

@@ -6,13 +6,22 @@ import numpy as np
 import torch
 
 
-class InfiniteSampler(torch.utils.data.Sampler):
+class InfiniteSampler(torch.utils.data.Sampler[int]):
     """Endless indices: one permutation of the data set after the other.
 
-    The stream is a pure function of (seed, position), so a resumed run goes on exactly where it
-    stopped. start is the position to begin at: the number of images already drawn by all replicas
-    together. Replica `rank` gets every num_replicas-th index from there. Without shuffle the
-    order is that of the data set.
+    The stream is a pure function of (seed, position), so a resumed run continues exactly where it
+    stopped.
+
+    Args:
+        dataset_size: Images of the data set.
+        rank: Of this replica, which gets every `num_replicas`-th index from its own on.
+        num_replicas: Processes that share the stream.
+        shuffle: Whether to permute; else the order is that of the data set.
+        seed: Of the permutations.
+        start: Position to begin at: the number of images already drawn by all replicas together.
+
+    Raises:
+        ValueError: An argument is out of range.
     """
 
     def __init__(
@@ -37,7 +46,9 @@ class InfiniteSampler(torch.utils.data.Sampler):
         self._seed = seed
 
     def __iter__(self) -> Iterator[int]:
-        position, current, order = self._first, -1, None
+        position = self._first
+        current = position // self._size
+        order = self._order(current)
         while True:
             epoch, offset = divmod(position, self._size)
             if epoch != current:
@@ -46,7 +57,7 @@ class InfiniteSampler(torch.utils.data.Sampler):
             position += self._stride
 
     def _order(self, epoch: int) -> np.ndarray:
-        """Return the permutation of one epoch.
+        """The permutation of one epoch.
 
         Sorting raw draws uses only what NumPy promises never to change, unlike
         Generator.permutation; a run resumed under another NumPy sees the same stream.

@@ -26,10 +26,14 @@ class _Directory(NamedTuple):
 
 
 def count_members(file: BinaryIO, limit: int) -> int:
-    """Return the number of members of a zip, or the first number found that is above `limit`.
+    """The number of members of a zip, or the first number found that is above `limit`.
 
-    The file position is moved. Raises zipfile.BadZipFile where what the zip declares about its
-    directory cannot be.
+    Args:
+        file: The zip; its position is moved.
+        limit: Count no further.
+
+    Raises:
+        zipfile.BadZipFile: What the zip declares about its directory cannot be.
     """
     directory = _find_directory(file)
     if directory.declared > limit:

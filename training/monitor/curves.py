@@ -2,7 +2,10 @@
 
 import itertools
 import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from dnnlib.util import atomic_write
 
@@ -19,14 +22,16 @@ PANELS = (
 )
 COLUMNS = 3
 
+Tick = Mapping[str, Any]  # a line of stats.jsonl: {"num", "mean", "std"} by name
 
-def read_stats(run_dir):
+
+def read_stats(run_dir: str | os.PathLike) -> list[dict[str, Any]]:
     """The lines of stats.jsonl as a list of dicts, in order."""
     text = (Path(run_dir) / "stats.jsonl").read_text()
     return [json.loads(line) for line in text.splitlines()]
 
 
-def stage_switch(ticks):
+def stage_switch(ticks: Sequence[Tick]) -> float | None:
     """kimg at which the adversarial stage took over from a cooperative one; None if never.
 
     A stage ends with a tick, so this is exact.
@@ -37,14 +42,14 @@ def stage_switch(ticks):
     return None
 
 
-def save_curves(run_dir):
+def save_curves(run_dir: str | os.PathLike) -> None:
     """Draw learning-curves.png into the run folder, the stage switch marked."""
     # Not pyplot: it would look for a display, and keep the figure alive.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     ticks = read_stats(run_dir)
-    kimg = [_mean(tick, "Progress/kimg") for tick in ticks]
+    kimg = [_curve_value(tick, "Progress/kimg") for tick in ticks]
     switch = stage_switch(ticks)
     panels = list(_filled_panels(ticks)) or [("Nothing was measured", {})]
     rows = -(-len(panels) // COLUMNS)
@@ -65,7 +70,7 @@ def save_curves(run_dir):
         figure.savefig(file, format="png", dpi=110)
 
 
-def _filled_panels(ticks):
+def _filled_panels(ticks: Sequence[Tick]) -> Iterator[tuple[str, dict[str, list[float]]]]:
     """Title and {name: values} of the panels that have something to show."""
     for title, names in PANELS:
         curves = {name: [_curve_value(tick, name) for tick in ticks] for name in names}
@@ -74,17 +79,17 @@ def _filled_panels(ticks):
             yield title, curves
 
 
-def _shows(value):
+def _shows(value: float) -> bool:
     """Not NaN, nor the zero of what is switched off."""
     return value == value and value != 0
 
 
-def _mean(tick, name):
+def _mean(tick: Tick, name: str) -> float | None:
     entry = tick.get(name)
     return None if entry is None else entry["mean"]
 
 
-def _curve_value(tick, name):
+def _curve_value(tick: Tick, name: str) -> float:
     """Value of one curve at one tick; gradient norms stand under the name of their stage."""
     for key in (name, f"Coop/{name}", f"Loss/{name}"):
         value = _mean(tick, key)

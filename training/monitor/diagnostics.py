@@ -2,16 +2,20 @@
 
 They are looked for at the end of every tick, in statistics that a run collects anyway. A new one
 is a function and an entry of `SYMPTOMS`, and its name in `SYMPTOMS` of
-`training/settings/validation.py`.
+`training/settings/common.py`.
 """
 
-import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from statistics import NormalDist
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+
+from dnnlib.errors import UserError
+from torch_utils.image_values import normalize
+from training.monitor.verdict import Action, Verdict
 
 # Runs of 8 to 32 kimg on digits, with each loss, one on 64 images, stayed below 0.97. A
 # D whose G stands still (--lr-g=1e-5) passed 0.99 within 8 kimg, a cooperative stage whose G was
@@ -23,25 +27,28 @@ LOWEST_DIVERSITY = 0.1
 HIGHEST_P = 0.8
 NON_FINITE_STEPS = 0.01  # float16 overflows now and then
 
-logger = logging.getLogger(__name__)
+Stats = Mapping[str, Mapping[str, float]]  # what `TrainingStats.collect()` returns
 
 
-class SymptomError(RuntimeError):
+class SymptomError(UserError):
     """A symptom of --stop-on was seen; the message says which, and what to try."""
+
+    exit_status = 3
 
 
 class Symptom(NamedTuple):
-    """`seen`: from the statistics of a tick and the config to what is wrong, a text or None.
+    """`seen`: from the statistics of a tick to what is wrong, a text or None.
 
-    `meaning` says in words what `seen` looks for.
+    It is also told whether the probability of augmentations is adaptive in this stage. `meaning`
+    says in words what it looks for.
     """
 
-    seen: Callable
+    seen: Callable[[Stats, bool], str | None]
     meaning: str
     advice: str
 
 
-def _saturated(stats, config):
+def _saturated(stats: Stats, adaptive: bool) -> str | None:
     """Share of pairs, a real and a generated image, that D puts in order; normal scores assumed.
 
     A score's level and scale mean nothing in some losses and in the cooperative stage, its order
@@ -57,21 +64,21 @@ def _saturated(stats, config):
     return f"D is saturated: it ranks {share:.1%} of the pairs of a real and a generated image"
 
 
-def _no_diversity(stats, config):
+def _no_diversity(stats: Stats, adaptive: bool) -> str | None:
     diversity = stats["Progress/diversity"]["mean"]
     if diversity >= LOWEST_DIVERSITY:
         return None
     return f"G has collapsed: its images differ {diversity:.2g} times as much as real ones"
 
 
-def _ada_ceiling(stats, config):
+def _ada_ceiling(stats: Stats, adaptive: bool) -> str | None:
     p = stats["Progress/augment"]["mean"]
-    if config.aug != "ada" or p < HIGHEST_P:
+    if not adaptive or p < HIGHEST_P:
         return None
     return f"ADA's probability has risen to {p:.2f}"
 
 
-def _non_finite(stats, config):
+def _non_finite(stats: Stats, adaptive: bool) -> str | None:
     shares = {
         name.rpartition("/")[2]: entry["mean"]
         for name, entry in stats.items()
@@ -117,48 +124,45 @@ class Diagnostics:
     `warnings` are the texts so far.
 
     Args:
-        config: The `TrainingConfig`.
-        quiet: Another process warns.
+        stop_on: Names of symptoms.
     """
 
-    def __init__(self, config, quiet=False):
-        self._config = config
-        self._quiet = quiet
-        self._warned = set()
-        self.warnings = []
+    def __init__(self, stop_on: Collection[str] = ()) -> None:
+        self._stop_on = stop_on
+        self._warned: set[str] = set()
+        self.warnings: list[str] = []
 
-    def state_dict(self):
+    def state_dict(self) -> dict[str, Any]:
         """What has been warned of."""
         return {"warned": sorted(self._warned), "warnings": self.warnings}
 
-    def load_state_dict(self, state):
-        """Go on from `state_dict()`."""
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state_dict()` returned."""
         self._warned, self.warnings = set(state["warned"]), list(state["warnings"])
 
-    def check(self, stats, save_networks):
+    def check(self, stats: Stats, adaptive: bool = False) -> Verdict:
         """Look at the statistics of a tick.
 
         Args:
             stats: What `TrainingStats.collect()` returned.
-            save_networks: Called without arguments before an error.
-
-        Raises:
-            SymptomError: A symptom shows that the run is to stop on.
+            adaptive: The probability of augmentations follows D's overfitting in this stage.
         """
+        new: list[str] = []
         for name, symptom in SYMPTOMS.items():
-            text = symptom.seen(stats, self._config)
+            text = symptom.seen(stats, adaptive)
             if text is None:
                 continue
-            if name in self._config.stop_on:
-                save_networks()
-                raise SymptomError(f"{text} (--stop-on={name}). {symptom.advice}.")
+            if name in self._stop_on:
+                error = SymptomError(f"{text} (--stop-on={name}). {symptom.advice}.")
+                return Verdict(Action.STOP, tuple(new), error)
             if name not in self._warned:
                 self._warned.add(name)
-                self.warnings.append(f"Warning ({name}): {text}. {symptom.advice}.")
-                logger.log(logging.DEBUG if self._quiet else logging.WARNING, self.warnings[-1])
+                new.append(f"Warning ({name}): {text}. {symptom.advice}.")
+                self.warnings.append(new[-1])
+        return Verdict(Action.WARN, tuple(new)) if new else Verdict()
 
 
-def relative_diversity(fakes, reals):
+def relative_diversity(fakes: torch.Tensor, reals: np.ndarray | torch.Tensor) -> torch.Tensor:
     """How much generated images differ from each other, compared with real ones; 0: not at all.
 
     Args:
@@ -168,5 +172,5 @@ def relative_diversity(fakes, reals):
     Returns:
         Ratio of the standard deviations over the batch, each averaged over pixels; a scalar.
     """
-    reals = torch.as_tensor(reals, device=fakes.device).to(fakes.dtype) / 127.5 - 1
+    reals = normalize(torch.as_tensor(reals, device=fakes.device))
     return fakes.std(dim=0).mean() / reals.std(dim=0).mean().clamp(min=1e-8)

@@ -1,22 +1,23 @@
-"""Stop a run that has run away, and keep its last good networks."""
+"""Notice that a run has run away, and know its last good networks."""
 
 import copy
-import logging
 import math
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol
 
 import torch
 
+from dnnlib.errors import UserError
 from torch_utils import distributed
+from torch_utils.misc import finite_weights
+from training.monitor.verdict import Action, Verdict
 
 # Images live in [-1, 1]: sane chains move them by less than 2 (rms), and the paper's literal noise
 # alone by 4.5. Chains that run away pass any limit at once: 1e5 was seen four kimg after 0.2.
 DISPLACEMENT_LIMIT = 20.0
 # Mean scores of sane runs stayed below 10; with a clamped chain, scores are what runs away.
 SCORE_LIMIT = 1e4
-WATCHED = ("G", "D")
-LOWER_STEP = 0.5  # times the learning rates, after going back
-
-logger = logging.getLogger(__name__)
+LOWER_STEP = 0.5  # times the learning rates, after a rollback
 
 COOPERATIVE_ADVICE = (
     "try less noise (--coop-noise=0.01 --coop-noise-schedule=linear), a smaller --coop-step-size, "
@@ -27,107 +28,114 @@ ADVERSARIAL_ADVICE = (
 )
 
 
-class DivergenceError(RuntimeError):
+class DivergenceError(UserError):
     """Training has run away; the message says where, what was saved and what to try."""
+
+
+class Watched(Protocol):
+    """What the guard needs of `training.model.TrainingState`."""
+
+    progress: Any  # with nimg and lr_factor
+
+    def networks(self) -> dict[str, Any]:
+        """Progress and networks, of `state_dict()`."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything."""
+        ...
+
+    def load_networks(self, state: Mapping[str, Any]) -> None:
+        """Restore what `networks()` returned."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state_dict()` returned."""
+        ...
 
 
 class DivergenceGuard:
     """Remembers the last tick whose losses and weights were sane.
 
     Args:
-        state: The `TrainingState` to watch.
-        parts: What goes back once, together, instead of an error: objects with state_dict() and
-            load_state_dict(), `state` among them; empty: nothing does, and only networks are kept.
+        state: What goes back to that tick.
+        trained: The networks whose weights are watched, by name.
+        may_roll_back: All of `state` goes back to that tick, once, instead of an error; else only
+            the networks are remembered.
     """
 
-    def __init__(self, state, parts=()):
+    def __init__(
+        self, state: Watched, trained: Mapping[str, torch.nn.Module], may_roll_back: bool = False
+    ) -> None:
         self._watched = state
-        self._parts = parts
+        self._trained = trained
+        self._may_roll_back = may_roll_back
         self._remember()
 
-    def state_dict(self):
+    def state_dict(self) -> dict[str, Any]:
         """What it remembers, if training has moved on since."""
-        if self._nimg == self._watched.nimg:
-            return {}
-        return {"nimg": self._nimg, "weights": self._weights, "rest": self._rest}
+        return {} if self._nimg == self._watched.progress.nimg else self._good
 
-    def load_state_dict(self, state):
-        """Go on from `state_dict()`, once everything that is watched has been restored."""
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict()` returned, once what is watched has been restored."""
         self._remember()
-        if not state or (self._parts and not state["rest"]):
-            return  # saved by a run that was not to go back: it may go back to here
-        self._nimg, self._weights = state["nimg"], state["weights"]
-        self._rest = state["rest"] if self._parts else []
+        # A run that was not to roll back has remembered less: this one may roll back to here.
+        if state.keys() >= self._good.keys():
+            self._good = {name: state[name] for name in self._good}
 
-    def check(self, stage_name, stats, save_networks):
-        """Look at the statistics of a tick.
+    @property
+    def _nimg(self) -> int:
+        return self._good["progress"]["nimg"]
+
+    def check(self, stage_name: str, stats: Mapping[str, Mapping[str, float]]) -> Verdict:
+        """Look at the statistics of a tick; all processes call this together.
 
         Args:
             stage_name: For the message: cooperative or adversarial.
             stats: What `TrainingStats.collect()` returned for the tick.
-            save_networks: Called without arguments to write the restored networks.
 
         Returns:
-            Whether training was put back to the last good tick, with a lower step.
-
-        Raises:
-            DivergenceError: A loss or a weight is not finite, scores are beyond all bounds, or the
-                Langevin chains leave the image range. The networks are those of the last good tick.
+            Stop, or roll back, where a loss or a weight is not finite, scores are beyond all
+            bounds, or the Langevin chains leave the image range.
         """
-        broken = distributed.any_rank(*_broken(self._watched))
-        names = [name for name, is_broken in zip(WATCHED, broken, strict=True) if is_broken]
+        finite = finite_weights(self._trained)
+        broken = distributed.any_rank(*(not sane for sane in finite.values()))
+        names = [name for name, is_broken in zip(finite, broken, strict=True) if is_broken]
         symptoms = [*_symptoms(stats), *(f"weights of {name} not finite" for name in names)]
         if not symptoms:
             self._remember()
-            return False
-        state = self._watched
+            return Verdict()
+        progress, good = self._watched.progress, self._nimg / 1e3
         told = (
-            f"the {stage_name} stage diverged before kimg {state.nimg / 1e3:.1f} "
+            f"the {stage_name} stage diverged before kimg {progress.nimg / 1e3:.1f} "
             f"({'; '.join(symptoms)})"
         )
-        if self._rest and state.lr_factor == 1:
-            self._go_back(state)
-            logger.log(
-                logging.WARNING if distributed.is_rank0() else logging.DEBUG,
-                "Warning: %s; going on from kimg %.1f with %g times the learning rates.",
-                told, state.nimg / 1e3, state.lr_factor,
-            )  # fmt: skip
-            return True
-        state.nimg = self._nimg
-        for name, net in state.nets().items():
-            net.load_state_dict(self._weights[name])
-        save_networks()
+        if self._may_roll_back and progress.lr_factor == 1:
+            warning = (
+                f"Warning: {told}; going on from kimg {good:.1f} with {LOWER_STEP:g} times the "
+                "learning rates."
+            )
+            return Verdict(Action.ROLL_BACK, (warning,))
         advice = COOPERATIVE_ADVICE if stage_name == "cooperative" else ADVERSARIAL_ADVICE
-        raise DivergenceError(
-            f"{told}; the networks of kimg {state.nimg / 1e3:.1f} were saved; {advice}"
-        )
+        saved = f"the networks of kimg {good:.1f} were saved"
+        return Verdict(Action.STOP, error=DivergenceError(f"{told}; {saved}; {advice}"))
 
-    def _remember(self):
-        self._nimg = self._watched.nimg
-        self._weights = {
-            name: copy.deepcopy(net.state_dict()) for name, net in self._watched.nets().items()
-        }
-        self._rest = copy.deepcopy([part.state_dict() for part in self._parts])
+    def roll_back(self) -> None:
+        """Put everything back to the last good tick, with a lower step."""
+        self._watched.load_state_dict(copy.deepcopy(self._good))
+        self._watched.progress.lr_factor = LOWER_STEP
 
-    def _go_back(self, state):
-        for part, saved in zip(self._parts, self._rest, strict=True):
-            part.load_state_dict(copy.deepcopy(saved))
-        state.lr_factor = LOWER_STEP
+    def restore_networks(self) -> None:
+        """Put the networks back to the last good tick, to be saved."""
+        self._watched.load_networks(self._good)
 
-
-def finite_networks(state):
-    """Whether all weights of G and D are finite; waits for the GPU."""
-    return not any(_broken(state))
+    def _remember(self) -> None:
+        state = self._watched
+        good = state.state_dict() if self._may_roll_back else state.networks()
+        self._good = copy.deepcopy(good)
 
 
-@torch.no_grad()
-def _broken(state):
-    """Of each network that is watched whether one of its weights is not finite."""
-    norms = [torch._foreach_norm(list(state.nets()[name].parameters())) for name in WATCHED]
-    return [not torch.stack(of_one).sum().isfinite() for of_one in norms]
-
-
-def _symptoms(stats):
+def _symptoms(stats: Mapping[str, Mapping[str, float]]) -> Iterator[str]:
     """What shows in the statistics of a tick that training has run away, in words.
 
     Gradients may overflow now and then in float16; the optimizer step drops what is not finite.

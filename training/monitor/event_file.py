@@ -9,6 +9,7 @@ import math
 import os
 import socket
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from dnnlib.full_disk import append_whole
@@ -23,19 +24,20 @@ class EventFile:
         run_dir: The run folder.
     """
 
-    def __init__(self, run_dir):
+    def __init__(self, run_dir: str | os.PathLike) -> None:
         name = f"{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}.{next(_numbers)}"
         self._path = Path(run_dir) / f"events.out.tfevents.{name}"
 
-    def write(self, values, step):
+    def write(self, values: Mapping[str, float], step: int) -> None:
         """Append numbers {name: value}, except for those that are not finite.
 
         Raises:
             OSError: The disk is full; nothing was written.
         """
         # Imported late: TensorBoard takes longer to import than a small run needs to start.
-        from tensorboard.compat.proto.event_pb2 import Event
-        from tensorboard.compat.proto.summary_pb2 import Summary
+        # protobuf makes these classes at run time.
+        from tensorboard.compat.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
+        from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
         from tensorboard.summary.writer.record_writer import RecordWriter
 
         now = time.time()

@@ -2,8 +2,13 @@
 
 import html
 import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+from dnnlib.full_disk import disk_may_be_full
+from training.monitor.curves import save_curves
 from training.monitor.metric_records import metrics_by_kimg
 
 TEMPLATE = """<!DOCTYPE html>
@@ -39,10 +44,15 @@ FIGURE = """<figure><figcaption>{title}</figcaption>
 <a href="{name}"><img src="{name}" alt="{title}"></a></figure>"""
 
 
-def save_page(run_dir, notes=()):
+def save_page(run_dir: str | os.PathLike, notes: Iterable[str] = ()) -> None:
     """Write index.html, which refers to the pictures in the folder by relative names.
 
-    `notes`: texts at the top, about what has gone wrong.
+    Args:
+        run_dir: The run folder.
+        notes: Texts at the top, about what has gone wrong.
+
+    Raises:
+        OSError: It cannot be written.
     """
     run_dir = Path(run_dir)
     settings = json.loads((run_dir / "training_options.json").read_text())
@@ -66,7 +76,7 @@ def save_page(run_dir, notes=()):
     (run_dir / "index.html").write_text(page, encoding="utf-8")
 
 
-def _metrics_table(measured):
+def _metrics_table(measured: Mapping[int, Mapping[str, float]]) -> str:
     """A row a snapshot, a column a number; nothing where no metrics were measured."""
     names = list(dict.fromkeys(name for numbers in measured.values() for name in numbers))
     if not names:
@@ -79,7 +89,7 @@ def _metrics_table(measured):
     return METRICS.format(head=head, rows="".join(f"<tr>{row}</tr>\n" for row in rows))
 
 
-def _summary(settings):
+def _summary(settings: Mapping[str, Any]) -> str:
     coop = min(settings["coop_kimg"], settings["kimg"])
     adversarial = settings["kimg"] - coop
     stages = [f"{coop} kimg of cooperative initialisation"] if coop else []
@@ -88,5 +98,17 @@ def _summary(settings):
     return f"StyleGAN2 at {size}x{size} on {settings['data']}: {', then '.join(stages)}."
 
 
-def _text(value):
+def _text(value: object) -> str:
     return html.escape(str(value))
+
+
+def show_run(run_dir: Path, notes: Sequence[str]) -> None:
+    """Draw the learning curves and write the page of a run.
+
+    Args:
+        run_dir: The run folder.
+        notes: Warnings, and how the run was cut short.
+    """
+    with disk_may_be_full("no learning curves"):
+        save_curves(run_dir)
+        save_page(run_dir, notes)

@@ -1,4 +1,4 @@
-"""What a run says while it goes on: progress bar, status lines, stats.jsonl, TensorBoard."""
+"""What a run says while it trains: progress bar, status lines, stats.jsonl, TensorBoard."""
 
 import contextlib
 import json
@@ -6,7 +6,10 @@ import logging
 import math
 import sys
 import time
+from collections.abc import Iterator, Mapping
 from datetime import timedelta
+from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
@@ -14,7 +17,9 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from dnnlib.full_disk import Journal, disk_may_be_full
+from torch_utils.training_stats import TrainingStats
 from training.monitor.event_file import EventFile
+from training.settings.config import TrainingConfig
 
 KIMG_PER_TICK = 4
 REFRESH_SECONDS = 1.0  # reading scores for the progress bar synchronises with the GPU
@@ -22,7 +27,7 @@ REFRESH_SECONDS = 1.0  # reading scores for the progress bar synchronises with t
 logger = logging.getLogger(__name__)
 
 
-def format_time(seconds):
+def format_time(seconds: float) -> str:
     """Short text for a duration: 23s, 4m 05s, 2h 04m 05s, 1d 02h 04m."""
     delta = timedelta(seconds=round(seconds))
     minutes, s = divmod(delta.seconds, 60)
@@ -40,14 +45,21 @@ class Reporter:
     """Follows one run; a context manager that ends its progress bar.
 
     Args:
-        config: The `TrainingConfig`.
+        config: Settings of the run.
         run_dir: Folder of stats.jsonl and the TensorBoard events.
         stats: The `TrainingStats` that the run reports to; this class alone collects it.
         device: Training device.
         quiet: Only count; another process reports.
     """
 
-    def __init__(self, config, run_dir, stats, device, quiet=False):
+    def __init__(
+        self,
+        config: TrainingConfig,
+        run_dir: Path,
+        stats: TrainingStats,
+        device: torch.device,
+        quiet: bool = False,
+    ) -> None:
         self._quiet = quiet
         self._config = config
         self._stats = stats
@@ -62,7 +74,7 @@ class Reporter:
         self._events = EventFile(run_dir)
         self._open = contextlib.ExitStack()
 
-    def state_dict(self):
+    def state_dict(self) -> dict[str, Any]:
         """Ticks and times so far."""
         now = time.monotonic()
         return {
@@ -74,15 +86,15 @@ class Reporter:
             "pending": self._jsonl.pending,
         }
 
-    def load_state_dict(self, state):
-        """Go on from `state_dict()`; before the context is entered."""
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state_dict()` returned; before the context is entered."""
         self.tick = state["tick"]
         self._tick_nimg = state["tick_nimg"]
         self._spent, self._tick_spent = state["spent"], state["tick_spent"]
         self._maintenance = state["maintenance"]
         self._jsonl.pending = state["pending"]
 
-    def __enter__(self):
+    def __enter__(self) -> "Reporter":
         self._open.enter_context(logging_redirect_tqdm())
         self._bar = self._open.enter_context(
             tqdm(
@@ -98,14 +110,14 @@ class Reporter:
         self._start, self._tick_start = now - self._spent, now - self._tick_spent
         return self
 
-    def __exit__(self, *exc_info):
+    def __exit__(self, *exc_info: object) -> None:
         self._open.close()
 
-    def timed(self, phase):
+    def timed(self, phase: str) -> contextlib.AbstractContextManager[None]:
         """Context manager that measures one phase, for Timing/PHASE."""
         return self._timers.timed(phase)
 
-    def progress(self, nimg, stage):
+    def progress(self, nimg: int, stage: str) -> None:
         """Move the bar to `nimg` images; once a second, also show stage, speed and scores."""
         # The last batch may overshoot, and tqdm shows 0% beyond the total.
         if self._quiet:
@@ -123,16 +135,27 @@ class Reporter:
             refresh=False,
         )
 
-    def _score(self, kind):
+    def _score(self, kind: str) -> str:
         mean = self._stats.mean(f"Loss/scores/{kind}")
         return "-" if math.isnan(mean) else f"{mean:+.2f}"
 
-    def tick_is_due(self, nimg):
+    def tick_is_due(self, nimg: int) -> bool:
         """The first tick ends after one batch, every other one after `KIMG_PER_TICK`."""
         return self.tick == 0 or nimg >= self._tick_nimg + KIMG_PER_TICK * 1000
 
-    def end_tick(self, nimg, stage, augment_p=0.0):
-        """Write the status line, stats.jsonl and TensorBoard; returns the collected statistics."""
+    def end_tick(
+        self, nimg: int, stage: str, model_values: Mapping[str, float]
+    ) -> dict[str, dict[str, float]]:
+        """Write the status line, stats.jsonl and TensorBoard.
+
+        Args:
+            nimg: Images seen.
+            stage: Name of the stage.
+            model_values: Numbers by name that are reported, too.
+
+        Returns:
+            The collected statistics, as `TrainingStats.collect()`.
+        """
         now = time.monotonic()
         kimg = nimg / 1e3
         sec = now - self._tick_start
@@ -141,7 +164,7 @@ class Reporter:
             "Progress/tick": self.tick,
             "Progress/kimg": kimg,
             "Progress/cooperative": float(stage == "cooperative"),
-            "Progress/augment": augment_p,
+            **model_values,
             "Timing/total_sec": now - self._start,
             "Timing/sec_per_tick": sec,
             "Timing/sec_per_kimg": sec / max(nimg - self._tick_nimg, 1) * 1e3,
@@ -162,22 +185,22 @@ class Reporter:
         self._maintenance = 0.0
         return collected
 
-    def went_back(self, nimg):
-        """Call when training goes on from `nimg` images again."""
+    def rolled_back(self, nimg: int) -> None:
+        """Call when training was rolled back to `nimg` images."""
         self._tick_nimg = nimg
         self.maintenance()
 
-    def metrics(self, values, nimg):
+    def metrics(self, values: Mapping[str, float], nimg: int) -> None:
         """Write numbers {name: value} that were measured of a snapshot to TensorBoard."""
         self._write_events({f"Metrics/{name}": value for name, value in values.items()}, nimg)
 
-    def maintenance(self):
+    def maintenance(self) -> None:
         """Call when the work between two ticks (snapshots, images) is over."""
         now = time.monotonic()
         self._maintenance += now - self._tick_start
         self._tick_start = now
 
-    def _resources(self):
+    def _resources(self) -> dict[str, float]:
         cuda = self._device.type == "cuda"
         peak = torch.cuda.max_memory_allocated(self._device) if cuda else 0
         if cuda:
@@ -185,7 +208,7 @@ class Reporter:
         rss = psutil.Process().memory_info().rss
         return {"cpu_mem_gb": rss / 2**30, "peak_gpu_mem_gb": peak / 2**30}
 
-    def _write(self, collected, nimg):
+    def _write(self, collected: Mapping[str, Mapping[str, float]], nimg: int) -> None:
         # JSON has no NaN; null says the same.
         entries = {
             name: {k: v if math.isfinite(v) else None for k, v in entry.items()}
@@ -194,12 +217,12 @@ class Reporter:
         self._jsonl.append(json.dumps(entries | {"timestamp": time.time()}) + "\n")
         self._write_events({name: entry["mean"] for name, entry in collected.items()}, nimg)
 
-    def _write_events(self, values, nimg):
+    def _write_events(self, values: Mapping[str, float], nimg: int) -> None:
         with disk_may_be_full("TensorBoard lacks a tick"):
             self._events.write(values, nimg // 1000)
 
 
-def status_line(values):
+def status_line(values: Mapping[str, Any]) -> str:
     """StyleGAN2-ADA's line for a tick, from the values reported at its end."""
     return " ".join(
         [
@@ -211,7 +234,7 @@ def status_line(values):
             f"maintenance {values['Timing/maintenance_sec']:<6.1f}",
             f"cpumem {values['Resources/cpu_mem_gb']:<6.2f}",
             f"gpumem {values['Resources/peak_gpu_mem_gb']:<6.2f}",
-            f"augment {values['Progress/augment']:.3f}",
+            f"augment {values.get('Progress/augment', 0.0):.3f}",
         ]
     )
 
@@ -219,18 +242,18 @@ def status_line(values):
 class PhaseTimers:
     """Duration of the latest run of each phase; on CUDA by events, without waiting for them."""
 
-    def __init__(self, device):
+    def __init__(self, device: torch.device) -> None:
         self._cuda = device.type == "cuda"
-        self._spans = {}
+        self._spans: dict[str, tuple[Any, Any]] = {}  # start and end of each phase
 
     @contextlib.contextmanager
-    def timed(self, phase):
+    def timed(self, phase: str) -> Iterator[None]:
         """Measure the body as one run of `phase`."""
         start = self._now()
         yield
         self._spans[phase] = (start, self._now())
 
-    def milliseconds(self):
+    def milliseconds(self) -> dict[str, float]:
         """Duration of each phase that ran since the last call, in ms; waits for the GPU."""
         spans, self._spans = self._spans, {}
         if not self._cuda:
@@ -238,7 +261,7 @@ class PhaseTimers:
         torch.cuda.synchronize()
         return {phase: start.elapsed_time(end) for phase, (start, end) in spans.items()}
 
-    def _now(self):
+    def _now(self) -> Any:
         if not self._cuda:
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)

@@ -1,8 +1,8 @@
 """Checkpoints on disk: written beside training, checked, and read again.
 
-A state is a file of `torch.save` that `torch.load(..., weights_only=True)` reads. Its name holds
-which save of the run it is, the images seen, and the start of its SHA-256, so that a damaged file
-is known for what it is.
+A checkpoint is a file of `torch.save` that `torch.load(..., weights_only=True)` reads. Its name
+holds which save of the run it is, the images seen, and the start of its SHA-256, so that a damaged
+file is known for what it is.
 """
 
 import errno
@@ -14,23 +14,24 @@ import secrets
 import threading
 import zipfile
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, Any, NamedTuple, cast
 
 import torch
 
+from dnnlib.errors import UserError
+from dnnlib.hashing import file_sha256
 from dnnlib.util import first_line
 
 FORMAT = 1
 KEPT = 2
 ATTEMPTS = 3  # failed saves in a row that end a run
 _NAME = re.compile(r"checkpoint-(\d{6,})-(\d{9,})-([0-9a-f]{16})\.pt")
-_CHUNK = 1 << 20
 
 logger = logging.getLogger(__name__)
 
 
-class CheckpointError(RuntimeError):
-    """A checkpoint cannot be written or read; the message says what to do."""
+class CheckpointError(UserError):
+    """A checkpoint cannot be written, read or used."""
 
 
 class CheckpointFile(NamedTuple):
@@ -41,8 +42,8 @@ class CheckpointFile(NamedTuple):
     path: Path
 
 
-def find_checkpoints(run_dir):
-    """The checkpoints of a run folder as `CheckpointFile`, the newest first; unread."""
+def find_checkpoints(run_dir: str | os.PathLike) -> list[CheckpointFile]:
+    """The checkpoints of a run folder by their names, the newest first; unread."""
     found = []
     for path in Path(run_dir).glob("checkpoint-*.pt"):
         if name := _NAME.fullmatch(path.name):
@@ -50,8 +51,8 @@ def find_checkpoints(run_dir):
     return sorted(found, reverse=True)
 
 
-def read_newest_checkpoint(run_dir):
-    """The newest state of a run folder that is whole; each that is not is named in a warning.
+def read_newest_checkpoint(run_dir: str | os.PathLike) -> tuple[Path, dict[str, Any]]:
+    """The newest checkpoint of a run folder that is whole; each that is not is named in a warning.
 
     Returns:
         (path, content).
@@ -59,9 +60,9 @@ def read_newest_checkpoint(run_dir):
     Raises:
         CheckpointError: There is none.
     """
-    for state in find_checkpoints(run_dir):
+    for checkpoint in find_checkpoints(run_dir):
         try:
-            return state.path, read_checkpoint(state.path)
+            return checkpoint.path, read_checkpoint(checkpoint.path)
         except CheckpointError as error:
             logger.warning("Warning: %s; looking for the state before it.", error)
     raise CheckpointError(
@@ -70,7 +71,7 @@ def read_newest_checkpoint(run_dir):
     )
 
 
-def read_checkpoint(path):
+def read_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
     """The content of a checkpoint, tensors on the CPU.
 
     Raises:
@@ -91,23 +92,26 @@ def read_checkpoint(path):
     return content
 
 
-def is_whole(path):
-    """Whether a state has the checksum that its name tells.
+def is_whole(path: str | os.PathLike) -> bool:
+    """Whether a checkpoint has the checksum that its name tells.
 
     Raises:
         OSError: It cannot be read.
     """
-    return _digest(path) == _NAME.fullmatch(Path(path).name)[3]
+    name = _NAME.fullmatch(Path(path).name)
+    return name is not None and _digest(path) == name[3]
 
 
-def _check_sizes(path):
+def _check_sizes(path: Path) -> None:
     """torch.save() packs nothing; what unpacks to more than the file holds was made by others."""
     with zipfile.ZipFile(path) as archive:
         if sum(member.file_size for member in archive.infolist()) > path.stat().st_size:
             raise CheckpointError(f"'{path.name}' unpacks to more than it holds; it is not used")
 
 
-def write_checkpoint(run_dir, number, nimg, content):
+def write_checkpoint(
+    run_dir: str | os.PathLike, number: int, nimg: int, content: dict[str, Any]
+) -> Path:
     """Write a checkpoint to disk, read it back, and give it its name.
 
     Args:
@@ -144,19 +148,19 @@ def write_checkpoint(run_dir, number, nimg, content):
 class _HashingWriter:
     """Binary file for torch.save() that computes the checksum of what passes."""
 
-    def __init__(self, file):
+    def __init__(self, file: IO[bytes]) -> None:
         self._file = file
         self._hash = hashlib.sha256()
-        self._error = None
+        self._error: OSError | None = None
 
-    def save(self, content):
+    def save(self, content: dict[str, Any]) -> None:
         try:
-            torch.save(content, self)
+            torch.save(content, cast(IO[bytes], self))  # which needs write() and flush() alone
         except Exception:
             # torch wraps what write() raises, or replaces it.
             raise self._error or OSError(errno.EIO, "torch.save() failed") from None
 
-    def write(self, data):
+    def write(self, data: bytes) -> int:
         try:
             written = self._file.write(data)
         except OSError as error:
@@ -165,22 +169,18 @@ class _HashingWriter:
         self._hash.update(data)
         return written
 
-    def flush(self):
+    def flush(self) -> None:
         self._file.flush()
 
-    def digest(self):
+    def digest(self) -> str:
         return self._hash.hexdigest()[:16]
 
 
-def _digest(path):
-    found = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(_CHUNK):
-            found.update(chunk)
-    return found.hexdigest()[:16]
+def _digest(path: str | os.PathLike) -> str:
+    return file_sha256(path)[:16]
 
 
-def _sync(path):
+def _sync(path: Path) -> None:
     """Bring a file or folder to disk; Windows does so by itself."""
     if not hasattr(os, "O_DIRECTORY"):
         return
@@ -191,7 +191,7 @@ def _sync(path):
         os.close(handle)
 
 
-def copy_to_cpu(tree):
+def copy_to_cpu(tree: Any) -> Any:
     """Nested dicts, lists and tuples with all tensors copied to the CPU."""
     if isinstance(tree, torch.Tensor):
         return tree.detach().to("cpu", copy=True)
@@ -203,38 +203,40 @@ def copy_to_cpu(tree):
 
 
 class CheckpointWriter:
-    """Writes the states of one run in a thread; training waits only while they are copied.
+    """Writes the checkpoints of one run in a thread; training waits only while they are copied.
 
     The `KEPT` newest that this class has seen whole stay, all others are removed once a newer one
     has been read back. What cannot be written is warned of and tried again at the next save.
 
     Args:
         run_dir: The run folder; unfinished files that a killed process left are removed.
-        continued: Path of the state that the run goes on from, or None.
+        resumed_from: Path of the checkpoint that the run was resumed from, or None.
     """
 
-    def __init__(self, run_dir, continued=None):
+    def __init__(
+        self, run_dir: str | os.PathLike, resumed_from: str | os.PathLike | None = None
+    ) -> None:
         self._run_dir = Path(run_dir)
-        self._whole = [] if continued is None else [Path(continued)]
-        self._number = max((state.number for state in find_checkpoints(run_dir)), default=0)
-        self._thread = None
-        self._error = None
+        self._whole = [] if resumed_from is None else [Path(resumed_from)]
+        self._number = max((found.number for found in find_checkpoints(run_dir)), default=0)
+        self._thread: threading.Thread | None = None
+        self._error: OSError | None = None
         self._failed = 0
-        self._reason = None
+        self._reason: str | None = None
         for part in self._run_dir.glob(".*.part"):
             part.unlink(missing_ok=True)
 
     @property
-    def busy(self):
-        """Whether a state is being written."""
+    def busy(self) -> bool:
+        """Whether a checkpoint is being written."""
         return self._thread is not None and self._thread.is_alive()
 
-    def save(self, nimg, content):
-        """Start to write a state; what it holds may change as soon as this returns.
+    def save(self, nimg: int, content: dict[str, Any]) -> None:
+        """Start to write a checkpoint; what it holds may change as soon as this returns.
 
         Args:
             nimg: Images seen.
-            content: Nested dicts, lists and tuples of tensors and plain values.
+            content: Nested dicts, lists and tuples of tensors and plain values, by name.
 
         Raises:
             CheckpointError: `ATTEMPTS` saves in a row have failed.
@@ -245,12 +247,12 @@ class CheckpointWriter:
         self._thread = threading.Thread(target=self._write, args=(nimg, content))
         self._thread.start()
 
-    def poll(self):
+    def poll(self) -> None:
         """Report how the latest save ended, if it has; raises like `save`."""
         if not self.busy:
             self.wait()
 
-    def wait(self):
+    def wait(self) -> None:
         """Wait for the latest save; raises like `save`."""
         reason = self._join()
         if reason is None:
@@ -262,12 +264,12 @@ class CheckpointWriter:
             reason,
         )
 
-    def finish(self):
+    def finish(self) -> None:
         """Wait for the last save of a run; raises CheckpointError where it failed."""
         if self._join() is not None:
             raise self._stop("the last checkpoint could not be saved")
 
-    def _join(self):
+    def _join(self) -> str | None:
         """Wait for the thread; returns why its save failed, or None."""
         if self._thread is None:
             return None
@@ -278,23 +280,23 @@ class CheckpointWriter:
         self._reason = None if error is None else error.strerror or first_line(error)
         return self._reason
 
-    def _stop(self, what):
+    def _stop(self, what: str) -> CheckpointError:
         return CheckpointError(
             f"{what} ({self._reason}); make room at '{self._run_dir}' and give the same command "
-            f"again: it goes on from {self._newest()}"
+            f"again: it resumes from {self._newest()}"
         )
 
-    def _newest(self):
+    def _newest(self) -> str:
         return f"'{self._whole[-1].name}'" if self._whole else "the start, as none was saved"
 
-    def _write(self, nimg, content):
+    def _write(self, nimg: int, content: dict[str, Any]) -> None:
         try:
-            for name in content.get("journals", ()):  # the state counts on what they hold
+            for name in content.get("journals", ()):  # the checkpoint counts on what they hold
                 _sync(self._run_dir / name)
             path = write_checkpoint(self._run_dir, self._number, nimg, content)
             self._whole = [*self._whole[-(KEPT - 1) :], path]
-            for state in find_checkpoints(self._run_dir):
-                if state.path not in self._whole:
-                    state.path.unlink(missing_ok=True)
+            for found in find_checkpoints(self._run_dir):
+                if found.path not in self._whole:
+                    found.path.unlink(missing_ok=True)
         except OSError as error:
             self._error = error

@@ -1,7 +1,10 @@
 """Whether all processes of a run hold the same networks, to the bit."""
 
+from collections.abc import Mapping, Sequence
+
 import torch
 
+from dnnlib.errors import UserError
 from torch_utils import distributed
 from torch_utils.misc import params_and_buffers
 
@@ -9,11 +12,11 @@ CHUNK = 1 << 20  # words at a time: 16 MiB of memory, however large a tensor is
 _WORDS = {1: torch.int8, 2: torch.int16}  # by bytes an element
 
 
-class ConsistencyError(RuntimeError):
+class ConsistencyError(UserError):
     """Processes have come apart; the message names the first tensor that differs, and where."""
 
 
-def check_consistency(nets):
+def check_consistency(nets: Mapping[str, torch.nn.Module]) -> None:
     """Compare the networks of all processes; they call this together.
 
     Args:
@@ -25,11 +28,11 @@ def check_consistency(nets):
     if distributed.get_world_size() == 1:
         return
     gathered = distributed.gather(checksums(nets))
-    if problem := distributed.broadcast_from_rank0(lambda: _difference(gathered)):
+    if problem := distributed.broadcast_from_rank0(lambda: _difference(gathered or [])):
         raise ConsistencyError(problem)
 
 
-def checksums(nets):
+def checksums(nets: Mapping[str, torch.nn.Module]) -> dict[str, int]:
     """A number for every parameter and buffer, by name, that changes with any bit of it."""
     tensors = {
         f"{net}.{name}": tensor.detach()
@@ -42,7 +45,7 @@ def checksums(nets):
     return dict(zip(tensors, values, strict=True))
 
 
-def _checksum(tensor, odd):
+def _checksum(tensor: torch.Tensor, odd: torch.Tensor) -> torch.Tensor:
     """Words of at most 32 bits weighted by an odd number for each place, modulo 2^64.
 
     Neither a word that changes nor two that change places can leave it as it is: differences of
@@ -57,7 +60,7 @@ def _checksum(tensor, odd):
     return total
 
 
-def _difference(gathered):
+def _difference(gathered: Sequence[Mapping[str, int]]) -> str | None:
     first = gathered[0]
     for name, value in first.items():
         others = [rank for rank, values in enumerate(gathered) if values[name] != value]

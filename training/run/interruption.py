@@ -3,6 +3,8 @@
 import contextlib
 import logging
 import signal
+from types import FrameType
+from typing import Any
 
 from torch_utils.distributed import SIGNALS
 
@@ -15,21 +17,21 @@ class Interruption:
     A second Ctrl-C ends it at once. Outside the main thread nothing is changed.
     """
 
-    def __init__(self):
-        self.name = None  # of the signal that came
-        self._before = {}
+    def __init__(self) -> None:
+        self.name: str | None = None  # of the signal that came
+        self._before: dict[int, Any] = {}  # handlers by signal
 
-    def __enter__(self):
+    def __enter__(self) -> "Interruption":
         with contextlib.suppress(ValueError):  # only the main thread may do this
             for number in SIGNALS:
                 self._before[number] = signal.signal(number, self._note)
         return self
 
-    def __exit__(self, *exc_info):
+    def __exit__(self, *exc_info: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def _note(self, number, frame):
+    def _note(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT:
             signal.signal(number, signal.SIG_DFL)
         if self.name is None:
@@ -37,7 +39,7 @@ class Interruption:
             logger.info("%s: saving after this iteration.", self.name)
 
 
-def ignore_signals(_worker=None):
+def ignore_signals(_worker: int | None = None) -> None:
     """For data-loader workers, which share the terminal and the job: the trainer ends them."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)

@@ -1,11 +1,15 @@
-"""Which run a command goes on with, and its folder as it was when the state was saved."""
+"""Which run a command resumes, and its folder as it was when the checkpoint was saved."""
 
 import contextlib
 import os
 import re
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
+from dnnlib.errors import OptionError
 from dnnlib.util import atomic_write
+from training.dataset import ImageFolderDataset
 from training.monitor.metric_records import MEASUREMENTS, forget_measurements, metric_of
 from training.run.checkpoint import (
     CheckpointError,
@@ -14,14 +18,15 @@ from training.run.checkpoint import (
     read_newest_checkpoint,
 )
 from training.run.run_dir import job_of
-from training.settings.config import ConfigError, TrainingConfig
+from training.settings.config import TrainingConfig
+from training.settings.families import config_from_json
 
 # Files of numbers that a run appends to; log.txt keeps what was said, of lost iterations, too.
 JOURNALS = ("stats.jsonl", "events.out.tfevents.*", MEASUREMENTS)
 FEW_DIFFERENCES = 3  # settings, up to which another run may have been meant
 
 
-def read_settings(run_dir):
+def read_settings(run_dir: str | os.PathLike) -> TrainingConfig:
     """The `TrainingConfig` of a run folder.
 
     Raises:
@@ -29,14 +34,15 @@ def read_settings(run_dir):
     """
     path = Path(run_dir) / "training_options.json"
     try:
-        return TrainingConfig.from_json(path.read_text())
-    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
-        known = isinstance(error, OSError)
-        problem = error.strerror if known else "it is damaged, or not of this version"
+        return config_from_json(path.read_text())
+    except (OSError, OptionError, ValueError, TypeError, KeyError, RecursionError) as error:
+        problem = "it is damaged, or not of this version"
+        if isinstance(error, OSError):
+            problem = str(error.strerror)
         raise CheckpointError(f"Cannot read '{path}': {problem}.") from error
 
 
-def write_settings(run_dir, config):
+def write_settings(run_dir: str | os.PathLike, config: TrainingConfig) -> None:
     """Write the settings of a run, whole or not at all, unless they are there.
 
     Raises:
@@ -48,52 +54,56 @@ def write_settings(run_dir, config):
             file.write(text.encode())
 
 
-def find_unfinished(outdir, config, job=""):
+def find_unfinished(
+    outdir: str | os.PathLike, config: TrainingConfig, job: str = ""
+) -> tuple[Path | None, list[str]]:
     """The newest run below `outdir` that has the same settings and images left to see.
 
     Args:
         outdir: Folder of all runs.
         config: The `TrainingConfig`.
         job: Only a run that an earlier attempt of this one has started is meant
-            (`launcher.job_name`); "": any.
+            (`attempts.job_name`); "": any.
 
     Returns:
         (its folder or None, lines about runs that might have been meant).
     """
-    lines = []
-    for run_dir, settings in _runs(outdir, lines):
+    lines: list[str] = []
+    for run_dir, settings in _list_runs(outdir, lines):
         differences = config.differences(settings)
         if not find_checkpoints(run_dir) or (job and job_of(run_dir) != job):
             continue
-        if is_finished(run_dir, settings.kimg, look=not differences):
+        if is_finished(run_dir, settings.kimg, read=not differences):
             continue
         if not differences:
             return run_dir, changes(settings, config)
         if len(differences) <= FEW_DIFFERENCES:
             lines.append(
                 f"{run_dir.name} is unfinished, too, but differs in {', '.join(differences)}; "
-                f"--resume={run_dir} goes on with it."
+                f"--resume={run_dir} resumes it."
             )
     return None, lines
 
 
-def is_finished(run_dir, kimg, look=True):
-    """Whether a run has seen all its images, by its newest state, which is whole.
+def is_finished(run_dir: str | os.PathLike, kimg: int, read: bool = True) -> bool:
+    """Whether a run has seen all its images, by its newest checkpoint, which is whole.
 
     Args:
-        run_dir: The run folder, with at least one state.
+        run_dir: The run folder, with at least one checkpoint.
         kimg: Length of the run.
-        look: Read the state; else its name is believed.
+        read: Read the checkpoint; else its name is believed.
     """
     newest = find_checkpoints(run_dir)[0]
-    if newest.nimg < kimg * 1000 or not look:
+    if newest.nimg < kimg * 1000 or not read:
         return newest.nimg >= kimg * 1000
     with contextlib.suppress(OSError):  # reading it later says why
         return is_whole(newest.path)
     return False
 
 
-def find_run(outdir, resume, kimg=None):
+def find_run(
+    outdir: str | os.PathLike, resume: str, kimg: int | None = None
+) -> tuple[Path, list[str]]:
     """The run that --resume=latest or --resume=RUN_DIR means.
 
     Args:
@@ -105,7 +115,7 @@ def find_run(outdir, resume, kimg=None):
         (its folder, lines about newer ones that cannot be used).
 
     Raises:
-        CheckpointError: There is no such run, or it holds no state.
+        CheckpointError: There is no such run, or it holds no checkpoint.
     """
     if resume != "latest":
         if not find_checkpoints(resume):
@@ -114,8 +124,9 @@ def find_run(outdir, resume, kimg=None):
                 "(training-runs/00000-...), or latest"
             )
         return Path(os.path.abspath(resume)), []
-    finished, lines = False, []
-    for run_dir, settings in _runs(outdir, lines):
+    finished = False
+    lines: list[str] = []
+    for run_dir, settings in _list_runs(outdir, lines):
         if find_checkpoints(run_dir):
             if not is_finished(run_dir, kimg or settings.kimg):
                 return run_dir, lines
@@ -130,10 +141,12 @@ def find_run(outdir, resume, kimg=None):
     )
 
 
-def _runs(outdir, lines):
+def _list_runs(
+    outdir: str | os.PathLike, lines: list[str]
+) -> Iterator[tuple[Path, TrainingConfig]]:
     """(folder, settings) of each run below `outdir`, the newest first.
 
-    To `lines` one is added about each that holds states, but settings that cannot be read.
+    To `lines` one is added about each that holds checkpoints, but settings that cannot be read.
     """
     outdir = Path(outdir)
     names = os.listdir(outdir) if outdir.is_dir() else []
@@ -146,34 +159,36 @@ def _runs(outdir, lines):
                 lines.append(f"{name} is left alone: {error}")
 
 
-def changed_settings(run_dir, given):
+def changed_settings(
+    run_dir: str | os.PathLike, given: Mapping[str, Any]
+) -> tuple[TrainingConfig, list[str]]:
     """The settings of a run with those that are `given` (by field name) in their place.
 
     Returns:
         (`TrainingConfig`, lines about what has changed).
 
     Raises:
-        CheckpointError, ConfigError: The settings cannot be read, or not be as asked for.
+        CheckpointError, OptionError: The settings cannot be read, or not be as asked for.
     """
     before = read_settings(run_dir)
     after = before.changed(given)
     if is_finished(run_dir, after.kimg):
-        raise _finished(run_dir, find_checkpoints(run_dir)[0].nimg)
+        raise _finished_error(run_dir, find_checkpoints(run_dir)[0].nimg)
     if fixed := before.fixed_differences(after):
-        raise ConfigError(
+        raise OptionError(
             f"a run cannot go on with another {', '.join(fixed)}: leave it out, or start a new run"
         )
     return after, changes(before, after)
 
 
-def _finished(run_dir, nimg):
+def _finished_error(run_dir: str | os.PathLike, nimg: int) -> CheckpointError:
     return CheckpointError(
         f"'{run_dir}' is finished at kimg {nimg / 1e3:.1f}; give a larger --kimg to go on"
     )
 
 
-def changes(before, after):
-    """Lines `NAME: OLD -> NEW` about what is other in one `TrainingConfig` than in another."""
+def changes(before: TrainingConfig, after: TrainingConfig) -> list[str]:
+    """Lines `NAME: OLD -> NEW` about the settings that differ."""
     return [
         f"{name}: {old} -> {getattr(after, name)}"
         for name, old in vars(before).items()
@@ -181,20 +196,27 @@ def changes(before, after):
     ]
 
 
-def journal_sizes(run_dir):
+def journal_sizes(run_dir: str | os.PathLike) -> dict[str, int]:
     """Length in bytes of every file that the run appends to, by name."""
     run_dir = Path(run_dir)
     return {path.name: path.stat().st_size for glob in JOURNALS for path in run_dir.glob(glob)}
 
 
-def cut_journals(run_dir, sizes, nimg, pending_evaluation=None, metrics=()):
+def truncate_journals(
+    run_dir: str | os.PathLike,
+    sizes: Mapping[str, int],
+    nimg: int,
+    pending_evaluation: str | None = None,
+    metrics: Collection[str] = (),
+) -> None:
     """Take away what a run has appended since `journal_sizes` was called.
 
     Args:
         run_dir: The run folder.
         sizes: What that has returned.
         nimg: Images seen then.
-        pending_evaluation: Name of a snapshot that had still to be measured, by these `metrics`.
+        pending_evaluation: Name of a snapshot that had still to be measured, or None.
+        metrics: By what.
     """
     for name in journal_sizes(run_dir):
         path = Path(run_dir) / name
@@ -207,23 +229,30 @@ def cut_journals(run_dir, sizes, nimg, pending_evaluation=None, metrics=()):
             os.truncate(path, sizes[name])
 
 
-def _check_kinds(path, content):
-    """Raise CheckpointError where a state holds other things than the loop has put into it."""
-    kinds = dict(parts=dict, random=list, journals=dict, dataset=str)
+def _check_content(path: Path, content: Mapping[str, Any]) -> None:
+    """Check that a checkpoint holds what the loop has put into it.
+
+    Raises:
+        CheckpointError: It holds something else.
+    """
+    kinds: dict[str, type] = dict(parts=dict, random=list, journals=dict, dataset=str)
     sound = all(isinstance(content.get(name), kind) for name, kind in kinds.items())
     training = content["parts"].get("training") if sound else None
     sizes = content["journals"].values() if sound else ()
     if not (
         isinstance(training, dict)
-        and isinstance(training.get("nimg"), int)
+        and isinstance(training.get("progress"), dict)
+        and isinstance(training["progress"].get("nimg"), int)
         and all(isinstance(size, int) and size >= 0 for size in sizes)
-        and {"stage_switch", "pending_evaluation"} <= content.keys()
+        and isinstance(content["parts"].get("snapshots"), dict)
     ):
         raise CheckpointError(f"'{path}' is no checkpoint of this version; --restart starts over")
 
 
-def restore(run_dir, config, dataset):
-    """Read the newest state of a run and put its journals back to that moment.
+def restore(
+    run_dir: str | os.PathLike, config: TrainingConfig, dataset: ImageFolderDataset
+) -> tuple[Path, dict[str, Any]]:
+    """Read the newest checkpoint of a run and cut its journals back to that moment.
 
     Args:
         run_dir: The run folder.
@@ -231,17 +260,18 @@ def restore(run_dir, config, dataset):
         dataset: The opened `ImageFolderDataset`.
 
     Returns:
-        (path, content) of the state.
+        (path, content) of the checkpoint.
 
     Raises:
         CheckpointError: There is none that can be used, the run has seen all its images, or the
             data are not those that it has trained on.
     """
     path, content = read_newest_checkpoint(run_dir)
-    _check_kinds(path, content)
-    nimg = content["parts"]["training"]["nimg"]
+    _check_content(path, content)
+    nimg = content["parts"]["training"]["progress"]["nimg"]
+    pending = content["parts"]["snapshots"].get("pending_evaluation")
     if nimg >= config.kimg * 1000:
-        raise _finished(run_dir, nimg)
+        raise _finished_error(run_dir, nimg)
     if content["dataset"] != dataset.signature:
         raise CheckpointError(
             f"the data in '{config.data}' have changed since '{run_dir}' was trained on them; put "
@@ -249,5 +279,5 @@ def restore(run_dir, config, dataset):
             "with --resume"
         )
     metrics = (config.metrics or "").split(",")
-    cut_journals(run_dir, content["journals"], nimg, content["pending_evaluation"], metrics)
+    truncate_journals(run_dir, content["journals"], nimg, pending, metrics)
     return path, content

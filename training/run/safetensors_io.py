@@ -5,11 +5,17 @@ holds their class names and constructor arguments, and how the data set was open
 """
 
 import json
+import os
+from collections.abc import Collection, Mapping
 from pathlib import Path
+from types import UnionType
+from typing import Any
 
 import safetensors
 import safetensors.torch
+import torch
 
+from dnnlib.errors import UserError
 from dnnlib.util import EasyDict, atomic_write, first_line, printable
 from torch_utils import persistence
 from training.snapshot import save_snapshot
@@ -19,11 +25,11 @@ MAX_JSON_BYTES = 1 << 24
 NETWORKS = ("G", "D", "G_ema", "augment_pipe")
 
 
-class SafetensorsError(ValueError):
-    """Files that hold no networks, or not these; the message is one line."""
+class SafetensorsError(UserError, ValueError):
+    """Files that hold no networks, or not these."""
 
 
-def export_networks(networks, path):
+def export_networks(networks: Mapping[str, Any], path: str | os.PathLike) -> None:
     """Write networks as `path`, which ends in .safetensors, and the JSON file beside it.
 
     Args:
@@ -57,7 +63,7 @@ def export_networks(networks, path):
         file.write(json.dumps(description, indent=1).encode())
 
 
-def import_networks(path):
+def import_networks(path: str | os.PathLike) -> dict[str, Any]:
     """The networks of a .safetensors file and the JSON file beside it.
 
     Returns:
@@ -72,7 +78,7 @@ def import_networks(path):
         description = _read_description(path.with_suffix(".json"))
         tensors = safetensors.torch.load_file(path)
         _require_described(tensors, description["networks"])
-        found = {name: None for name in NETWORKS}
+        found: dict[str, Any] = {name: None for name in NETWORKS}
         for name, record in description["networks"].items():
             found[name] = _rebuild(name, record, tensors)
         kwargs = description["training_set_kwargs"]
@@ -84,13 +90,17 @@ def import_networks(path):
     return found
 
 
-def save_imported(networks, path):
-    """Write what `import_networks` returned as a network snapshot."""
+def save_imported(networks: Mapping[str, Any], path: str | os.PathLike) -> None:
+    """Write what `import_networks` returned as a network snapshot.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
     nets = {name: networks[name] for name in NETWORKS}
-    save_snapshot(path, **nets, training_set_kwargs=networks["training_set_kwargs"] or {})
+    save_snapshot(path, training_set_kwargs=networks["training_set_kwargs"] or {}, **nets)
 
 
-def _read_description(path):
+def _read_description(path: Path) -> dict[str, Any]:
     with open(path, "rb") as file:
         text = file.read(MAX_JSON_BYTES + 1)
     if len(text) > MAX_JSON_BYTES:
@@ -112,14 +122,14 @@ def _read_description(path):
     return description
 
 
-def _require_own(path):
+def _require_own(path: Path) -> None:
     try:
         _read_description(path)
     except ValueError as error:
         raise FileExistsError(f"'{path}' is there, and describes no networks") from error
 
 
-def _item(record, key, kind, where):
+def _item(record: Mapping[str, Any], key: str, kind: type | UnionType, where: str) -> Any:
     """An item of a dict that was read; SafetensorsError where it is none or of another kind."""
     if key not in record:
         raise SafetensorsError(f"'{where}' lacks '{key}'")
@@ -131,7 +141,7 @@ def _item(record, key, kind, where):
     return record[key]
 
 
-def _require_described(tensors, networks):
+def _require_described(tensors: Collection[str], networks: Mapping[str, Any]) -> None:
     for key in tensors:
         if key.split(".", 1)[0] not in networks:
             raise SafetensorsError(
@@ -139,11 +149,17 @@ def _require_described(tensors, networks):
             )
 
 
-def _rebuild(name, record, tensors):
+def _rebuild(
+    name: str, record: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]
+) -> torch.nn.Module:
     cls = persistence.find_persistent_class(record["class"])
     own = {key[len(name) + 1 :]: t for key, t in tensors.items() if key.startswith(f"{name}.")}
     state = dict(
-        _init_args=tuple(record["args"]), _init_kwargs=record["kwargs"], _parameters=own,
-        _buffers={}, _modules={}, training=False,
-    )  # fmt: skip
+        _init_args=tuple(record["args"]),
+        _init_kwargs=record["kwargs"],
+        _parameters=own,
+        _buffers={},
+        _modules={},
+        training=False,
+    )
     return persistence.rebuild_module(cls, state)

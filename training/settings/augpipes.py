@@ -1,5 +1,7 @@
 """What `--augpipe` chooses: the augmentations of each pipeline (ADA paper, section 2.2)."""
 
+from typing import Any
+
 GROUPS = {
     "blit": ("xflip", "rotate90", "xint"),
     "geom": ("scale", "rotate", "aniso", "xfrac"),
@@ -18,6 +20,6 @@ AUGPIPES["bgcfn"] = (*AUGPIPES["bgcf"], *GROUPS["noise"])
 AUGPIPES["bgcfnc"] = (*AUGPIPES["bgcfn"], *GROUPS["cutout"])
 
 
-def augment_kwargs(name):
+def augment_kwargs(name: str) -> dict[str, Any]:
     """Arguments of `AugmentPipe` for pipeline `name`: every augmentation in it at strength 1."""
     return dict.fromkeys(AUGPIPES[name], 1)

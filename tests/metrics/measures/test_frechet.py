@@ -29,8 +29,8 @@ def rotation(dim, seed):
 
 def test_golden():
     golden = np.load(GOLDEN_DIR / "metrics.npz")
-    sides = [Collected(len(rows), moments_of(rows)) for rows in (golden["real"], golden["gen"])]
-    assert fid(*sides, ComputeSettings())[""] == pytest.approx(float(golden["fid"]), rel=1e-6)
+    both = [Collected(len(rows), moments_of(rows)) for rows in (golden["real"], golden["gen"])]
+    assert fid(*both, ComputeSettings())[""] == pytest.approx(float(golden["fid"]), rel=1e-6)
 
 
 def test_one_dimension():

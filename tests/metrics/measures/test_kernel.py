@@ -8,7 +8,7 @@ from metrics.registry import ComputeSettings
 from tests.golden_cases import GOLDEN_DIR
 
 
-def side(rows):
+def collected(rows):
     return Collected(len(rows), rows=rows)
 
 
@@ -42,7 +42,7 @@ def test_unbiased_for_equal_distributions():
 
 
 def test_repeats_and_tells_sets_apart():
-    a, b, far = (side(random_rows(150, 4, s)) for s in (0, 1, 2))
+    a, b, far = (collected(random_rows(150, 4, s)) for s in (0, 1, 2))
     far.rows[:] += 1
     settings = ComputeSettings()
     assert kid(a, b, settings) == kid(a, b, settings)
@@ -52,7 +52,7 @@ def test_repeats_and_tells_sets_apart():
 def test_the_order_of_small_sets_does_not_matter():
     x, y = random_rows(40, 4, 0), random_rows(40, 4, 1)
     shuffled = np.random.RandomState(2).permutation(x)
-    values = [kid(side(y), side(rows), ComputeSettings())[""] for rows in (x, shuffled)]
+    values = [kid(collected(y), collected(rows), ComputeSettings())[""] for rows in (x, shuffled)]
     assert values[0] == pytest.approx(values[1], rel=1e-9)
 
 
@@ -64,10 +64,14 @@ def test_every_subset_moves_the_progress_bar():
             seen.append(title)
             yield step
 
-    kid(side(random_rows(9, 2, 0)), side(random_rows(9, 2, 1)), ComputeSettings(progress=progress))
+    kid(
+        collected(random_rows(9, 2, 0)),
+        collected(random_rows(9, 2, 1)),
+        ComputeSettings(progress=progress),
+    )
     assert seen == ["kernel distance"] * 100
 
 
 def test_one_image():
     with pytest.raises(MetricError, match="at least two images"):
-        kid(side(random_rows(9, 2, 0)), side(random_rows(1, 2, 0)), ComputeSettings())
+        kid(collected(random_rows(9, 2, 0)), collected(random_rows(1, 2, 0)), ComputeSettings())

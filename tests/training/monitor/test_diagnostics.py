@@ -1,4 +1,4 @@
-import logging
+import re
 
 import pytest
 import torch
@@ -6,7 +6,8 @@ import torch
 from tests import tiny
 from tests.train_cli import FEW_CHANNELS, SMALL, invoke, ticks, trained, without_curves
 from training.monitor.diagnostics import SYMPTOMS, Diagnostics, SymptomError, relative_diversity
-from training.settings.validation import SYMPTOMS as NAMES
+from training.monitor.verdict import Action, Verdict
+from training.settings.common import SYMPTOMS as NAMES
 
 
 def entry(mean, std=0.0):
@@ -29,45 +30,36 @@ SICK = {
 }
 
 
-def config(**options):
-    return tiny.config(aug="ada", **options)
-
-
-def never():
-    pytest.fail("networks are saved before an error alone")
-
-
 def test_the_names_on_the_command_line_are_those_that_exist():
     assert tuple(SYMPTOMS) == NAMES
     assert SICK.keys() == SYMPTOMS.keys(), "each has a case here"
 
 
-def test_a_healthy_run_is_told_nothing(caplog):
-    Diagnostics(config(stop_on=NAMES)).check(HEALTHY, never)
-    assert not caplog.messages
+def test_a_healthy_run_is_told_nothing():
+    assert Diagnostics(NAMES).check(HEALTHY, adaptive=True) == Verdict()
 
 
 @pytest.mark.parametrize("name", SICK)
-def test_each_symptom_is_warned_of_once_with_advice(name, caplog):
+def test_each_symptom_is_warned_of_once_with_advice(name):
     changes, text = SICK[name]
-    diagnostics = Diagnostics(config())
-    with caplog.at_level(logging.WARNING):
-        for _ in range(3):
-            diagnostics.check(HEALTHY | changes, never)
-    [message] = caplog.messages
+    diagnostics = Diagnostics()
+    verdicts = [diagnostics.check(HEALTHY | changes, adaptive=True) for _ in range(3)]
+    assert verdicts[0].action is Action.WARN and verdicts[1:] == [Verdict()] * 2
+    [message] = verdicts[0].warnings
+    assert diagnostics.warnings == [message]
     assert message.startswith(f"Warning ({name}): ")
     assert message.endswith(f"{SYMPTOMS[name].advice}.") and "--" in SYMPTOMS[name].advice
-    with pytest.raises(SymptomError, match=text):
-        Diagnostics(config(stop_on=(name,))).check(HEALTHY | changes, lambda: None)
+    verdict = Diagnostics((name,)).check(HEALTHY | changes, adaptive=True)
+    assert verdict.action is Action.STOP and re.search(text, str(verdict.error))
+    assert isinstance(verdict.error, SymptomError) and verdict.error.exit_status == 3
 
 
 def test_the_run_stops_on_what_it_was_asked_to_alone():
-    saved = []
-    diagnostics = Diagnostics(config(stop_on=("no-diversity",)))
-    diagnostics.check(HEALTHY | SICK["d-saturated"][0], never)
-    with pytest.raises(SymptomError, match=r"--stop-on=no-diversity\)\. It will hardly recover"):
-        diagnostics.check(HEALTHY | SICK["no-diversity"][0], lambda: saved.append(True))
-    assert saved
+    diagnostics = Diagnostics(("no-diversity",))
+    assert diagnostics.check(HEALTHY | SICK["d-saturated"][0]).action is Action.WARN
+    verdict = diagnostics.check(HEALTHY | SICK["no-diversity"][0])
+    assert verdict.action is Action.STOP
+    assert "(--stop-on=no-diversity). It will hardly recover" in str(verdict.error)
 
 
 @pytest.mark.parametrize("level", [-50.0, 50.0])
@@ -77,19 +69,17 @@ def test_saturation_is_about_the_order_of_scores_and_not_their_level(level):
         f"Loss/scores/{kind}": entry(HEALTHY[f"Loss/scores/{kind}"]["mean"] + level, 1.0)
         for kind in ("real", "fake")
     }
-    Diagnostics(config(stop_on=NAMES)).check(HEALTHY | shifted, never)
+    assert Diagnostics(NAMES).check(HEALTHY | shifted, adaptive=True) == Verdict()
 
 
-def test_a_fixed_probability_is_the_users_choice(caplog):
-    Diagnostics(tiny.config(aug="fixed", p=0.9)).check(
-        HEALTHY | {"Progress/augment": entry(0.9)}, never
-    )
-    assert not caplog.messages
+def test_a_fixed_probability_is_the_users_choice():
+    fixed = HEALTHY | {"Progress/augment": entry(0.9)}
+    assert Diagnostics(NAMES).check(fixed, adaptive=False) == Verdict()
 
 
 def test_losses_that_report_no_scores_are_fine():
     stats = {name: value for name, value in HEALTHY.items() if "scores" not in name}
-    Diagnostics(config(stop_on=NAMES)).check(stats, never)
+    assert Diagnostics(NAMES).check(stats, adaptive=True) == Verdict()
 
 
 def test_relative_diversity():

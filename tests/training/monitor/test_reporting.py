@@ -65,7 +65,7 @@ def lines(tmp_path):
 
 def test_the_first_tick_ends_after_one_batch(reporter):
     assert reporter.tick_is_due(32)
-    reporter.end_tick(32, "cooperative")
+    reporter.end_tick(32, "cooperative", {})
     assert not reporter.tick_is_due(4031)
     assert reporter.tick_is_due(4032)
 
@@ -74,9 +74,9 @@ def test_a_tick_in_stats_jsonl(reporter, stats, tmp_path):
     with reporter.timed("Gmain"):
         pass
     stats.report("Loss/G/loss", torch.tensor([1.0, 3.0]))
-    collected = reporter.end_tick(32, "cooperative", augment_p=0.25)
+    collected = reporter.end_tick(32, "cooperative", {"Progress/augment": 0.25})
     reporter.maintenance()
-    reporter.end_tick(4032, "adversarial")
+    reporter.end_tick(4032, "adversarial", {})
     first, second = lines(tmp_path)
     assert first["Loss/G/loss"] == {"num": 2, "mean": 2.0, "std": 1.0} == collected["Loss/G/loss"]
     for name in (
@@ -98,7 +98,7 @@ def test_a_tick_in_stats_jsonl(reporter, stats, tmp_path):
 
 def test_what_json_cannot_say_becomes_null(reporter, stats, tmp_path, capfd):
     stats.report("Loss/G/loss", math.nan)
-    reporter.end_tick(32, "cooperative")
+    reporter.end_tick(32, "cooperative", {})
     text = (tmp_path / "stats.jsonl").read_text()
     entry = json.loads(text, parse_constant=pytest.fail)["Loss/G/loss"]
     assert entry == {"num": 1, "mean": None, "std": None}
@@ -108,9 +108,9 @@ def test_what_json_cannot_say_becomes_null(reporter, stats, tmp_path, capfd):
 def test_tensorboard_has_the_same_names(tmp_path, stats):
     with Reporter(tiny.config(), tmp_path, stats, CPU) as reporter:
         stats.report("Loss/G/loss", 2.0)
-        reporter.end_tick(32, "cooperative")
+        reporter.end_tick(32, "cooperative", {})
         stats.report("Loss/D/loss", math.inf)
-        reporter.end_tick(4032, "adversarial")
+        reporter.end_tick(4032, "adversarial", {})
     events = EventAccumulator(str(tmp_path)).Reload()
     assert set(events.Tags()["scalars"]) == lines(tmp_path)[0].keys() - {"timestamp"}
     assert [event.step for event in events.Scalars("Progress/tick")] == [0, 4]  # kimg
@@ -120,7 +120,7 @@ def test_tensorboard_has_the_same_names(tmp_path, stats):
 
 def test_status_line_goes_to_the_log(reporter, caplog):
     with caplog.at_level(logging.INFO, logger="training.monitor.reporting"):
-        reporter.end_tick(32, "cooperative")
+        reporter.end_tick(32, "cooperative", {})
     (record,) = caplog.records
     assert record.getMessage().startswith("tick 0     kimg 0.0      time ")
 
@@ -143,11 +143,11 @@ def test_timers_keep_the_latest_span_of_a_phase(tmp_path, stats, monkeypatch):
         for _ in range(2):
             with reporter.timed("Dmain"):
                 pass
-        assert reporter.end_tick(32, "adversarial")["Timing/Dmain"]["mean"] == 500
+        assert reporter.end_tick(32, "adversarial", {})["Timing/Dmain"]["mean"] == 500
 
 
 def test_stats_of_a_tick_are_on_disk_at_once(reporter, tmp_path):
-    reporter.end_tick(32, "cooperative")
+    reporter.end_tick(32, "cooperative", {})
     assert len(lines(tmp_path)) == 1
 
 

@@ -66,7 +66,7 @@ def test_a_run_that_goes_on_from_an_older_state_keeps_that_one(tmp_path):
     for name in (".checkpoint-0123.part", ".0123456789abcdef.part"):
         (tmp_path / name).write_bytes(b"of a process that was killed")
     path, _ = read_newest_checkpoint(tmp_path)
-    writer = CheckpointWriter(tmp_path, continued=path)
+    writer = CheckpointWriter(tmp_path, resumed_from=path)
     assert nimgs(tmp_path) == [20, 10] and not list(tmp_path.glob(".*"))
     saved(writer, 15)
     assert nimgs(tmp_path) == [15, 10], "the damaged one is gone"

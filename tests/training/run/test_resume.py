@@ -8,20 +8,20 @@ from types import SimpleNamespace
 
 import pytest
 
+from dnnlib.errors import OptionError
 from tests import tiny
 from training.run.checkpoint import CheckpointError, write_checkpoint
 from training.run.resume import (
     changed_settings,
-    cut_journals,
     find_run,
     find_unfinished,
     journal_sizes,
     read_settings,
     restore,
+    truncate_journals,
     write_settings,
 )
 from training.run.run_dir import JOB, lock_run
-from training.settings.config import ConfigError
 
 DATA = SimpleNamespace(signature="as it was")
 
@@ -30,12 +30,10 @@ def content(run_dir, nimg=500, **others):
     """What a state holds, as far as it matters here."""
     return {
         "format": 1,
-        "parts": {"training": {"nimg": nimg}},
+        "parts": {"training": {"progress": {"nimg": nimg}}, "snapshots": {}},
         "random": [],
         "journals": journal_sizes(run_dir),
         "dataset": "as it was",
-        "stage_switch": None,
-        "pending_evaluation": None,
     } | others
 
 
@@ -65,10 +63,10 @@ def test_the_newest_unfinished_run_of_the_same_settings(tmp_path):
         f"00006-tiny is left alone: Cannot read '{tmp_path}/00006-tiny/training_options.json': it "
         "is damaged, or not of this version.",
         "00003-tiny is unfinished, too, but differs in --seed (0 there), --gamma (7.0 there); "
-        f"--resume={tmp_path}/00003-tiny goes on with it.",
+        f"--resume={tmp_path}/00003-tiny resumes it.",
         *(
             f"{name} is unfinished, too, but differs in --seed (0 there); "
-            f"--resume={tmp_path}/{name} goes on with it."
+            f"--resume={tmp_path}/{name} resumes it."
             for name in ("00002-tiny", "00001-tiny")
         ),
     ]
@@ -196,7 +194,7 @@ def test_settings_may_change(tmp_path):
 def test_a_batch_that_does_not_divide(tmp_path):
     run_dir = make_run(tmp_path, 0, batch=8)
     assert changed_settings(run_dir, dict(batch=12))[0].batch_gpu == 12
-    with pytest.raises(ConfigError, match="--batch=12 cannot be split over --gpus=5"):
+    with pytest.raises(OptionError, match="--batch=12 cannot be split over --gpus=5"):
         changed_settings(run_dir, dict(batch=12, gpus=5))
 
 
@@ -204,7 +202,7 @@ def test_a_batch_that_does_not_divide(tmp_path):
 def test_what_may_not_change(tmp_path, options):
     run_dir = make_run(tmp_path, 0)
     [name] = options
-    with pytest.raises(ConfigError, match=f"go on with another --{name.replace('_', '-')}"):
+    with pytest.raises(OptionError, match=f"go on with another --{name.replace('_', '-')}"):
         changed_settings(run_dir, options)
 
 
@@ -263,7 +261,7 @@ def test_journals_are_cut_back(tmp_path):
         with open(tmp_path / name, "a") as file:
             file.write("after\n")
     os.truncate(tmp_path / "stats.jsonl", 3)  # lost by the disk
-    cut_journals(tmp_path, sizes, 8000)
+    truncate_journals(tmp_path, sizes, 8000)
     kept = {path.name: path.read_text() for path in tmp_path.iterdir()}
     assert kept == dict.fromkeys(names, "before\n") | {
         "stats.jsonl": "bef", "fakes000000.png": "after\n", "log.txt": "after\n",
@@ -288,12 +286,14 @@ def test_of_measurements_those_of_lost_snapshots_are_cut(tmp_path):
     new = tmp_path / "metric-is50k.jsonl"
     new.write_text(measured(0, 1.5) + "\n" + measured(9, 1.6) + "\n")
     for _ in range(2):
-        cut_journals(tmp_path, sizes, 8100)
+        truncate_journals(tmp_path, sizes, 8100)
         assert path.read_text().splitlines() == [*before, measured(8, 7.0), *others]
         assert new.read_text() == measured(0, 1.5) + "\n"
-    cut_journals(tmp_path, sizes, 8100, "network-snapshot-000008.pkl", ["is50k"])
+    truncate_journals(tmp_path, sizes, 8100, "network-snapshot-000008.pkl", ["is50k"])
     assert path.read_text().splitlines() == [*before, measured(8, 7.0), *others]
-    cut_journals(tmp_path, sizes, 8100, "network-snapshot-000008.pkl", ["is50k", "fid50k_full"])
+    truncate_journals(
+        tmp_path, sizes, 8100, "network-snapshot-000008.pkl", ["is50k", "fid50k_full"]
+    )
     assert path.read_text().splitlines() == [*before, *others], "it will be measured again"
 
 
@@ -301,7 +301,9 @@ def test_of_measurements_those_of_lost_snapshots_are_cut(tmp_path):
     "others",
     [
         dict(parts=[]), dict(parts={}), dict(parts={"training": []}), dict(random="x"),
-        dict(parts={"training": {"nimg": "x"}}), dict(journals=["stats.jsonl"]), dict(dataset=1),
+        
+        dict(parts={"training": {"progress": {"nimg": "x"}}, "snapshots": {}}),
+        dict(journals=["stats.jsonl"]), dict(dataset=1),
         dict(journals={"stats.jsonl": "long"}), dict(journals={"stats.jsonl": -1}),
     ],
 )  # fmt: skip

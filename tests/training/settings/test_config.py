@@ -4,32 +4,29 @@ import math
 
 import pytest
 
+from dnnlib.errors import OptionError
 from tests import tiny
-from training.networks import Discriminator
-from training.settings.config import ConfigError, TrainingConfig, setting_docs
+from training.settings.families import config_from_json, make_config
 
 
 def test_options_override_the_preset():
-    config = TrainingConfig.from_options(
-        dict(data="d.zip", cfg="cifar", gamma=0.0, kimg=None), resolution=32
-    )
+    config = make_config(dict(data="d.zip", cfg="cifar", gamma=0.0, kimg=None), resolution=32)
     assert (config.gamma, config.kimg, config.batch, config.resolution) == (0.0, 100000, 64, 32)
-
-
-@pytest.mark.parametrize("resume", [None, "net.pkl"])
-def test_resume_turns_the_ema_rampup_off(resume):
-    assert tiny.config(resume=resume).ema_rampup == (0.05 if resume is None else None)
 
 
 def test_json_round_trip():
     config = tiny.config(
-        subset=7, coop_kimg=1, coop_noise="literal", coop_clamp=1.0, coop_lr_g=0.001,
+        subset=7,
+        coop_kimg=1,
+        coop_noise="literal",
+        coop_clamp=1.0,
+        coop_lr_g=0.001,
         stop_on=("no-diversity", "non-finite"),
-    )  # fmt: skip
+    )
     text = config.to_json()
-    assert TrainingConfig.from_json(text) == config
+    assert config_from_json(text) == config
     json.loads(text, parse_constant=pytest.fail)  # Infinity is no JSON
-    assert TrainingConfig.from_json(tiny.config().to_json()) == tiny.config()
+    assert config_from_json(tiny.config().to_json()) == tiny.config()
 
 
 def test_frozen():
@@ -45,7 +42,7 @@ BAD_VALUES = [
     ("seed", 2**32, "from 0 to 2"),
     ("coop_steps", 0, "at least 1"),
     ("coop_step_size", 0.0, "positive"),
-    ("coop_noise", -0.1, "not be negative"),
+    ("coop_noise", -0.1, "at least 0"),
     ("coop_noise_schedule", "cosine", "linear, constant"),
     *[
         (name, 0.0, "positive")
@@ -62,7 +59,7 @@ BAD_VALUES = [
 
 @pytest.mark.parametrize(("name", "value", "message"), BAD_VALUES)
 def test_values_out_of_range(name, value, message):
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(OptionError) as caught:
         tiny.config(**{"coop_kimg": 1, name: value})
     text = str(caught.value)
     assert text.startswith(f"--{name.replace('_', '-')} must") and message in text
@@ -70,38 +67,14 @@ def test_values_out_of_range(name, value, message):
 
 
 def test_all_problems_in_one_message():
-    with pytest.raises(ConfigError, match="--kimg .*; --snap .*; --coop-steps "):
+    with pytest.raises(OptionError, match="--kimg .*; --snap .*; --coop-steps "):
         tiny.config(kimg=0, snap=-3, coop_kimg=1, coop_steps=-1)
 
 
 @pytest.mark.parametrize("changes", [dict(cfg="nonsense"), dict(lr=0.0)])
 def test_what_only_a_program_can_get_wrong(changes):
-    with pytest.raises(ConfigError):
+    with pytest.raises(OptionError):
         dataclasses.replace(tiny.config(), **changes)
-
-
-def test_batches_that_cannot_be_split():
-    with pytest.raises(ConfigError, match="--batch=10 cannot be split over --gpus=4"):
-        tiny.config(batch=10, gpus=4)
-    with pytest.raises(ConfigError, match="--batch=2 cannot be split over --gpus=4"):
-        tiny.config(batch=2, gpus=4)
-    with pytest.raises(ConfigError, match="group of 4: choose another --batch"):
-        tiny.config(batch=10)
-    assert tiny.config(batch=3).batch_gpu == 3, "a group may be as small as the batch"
-
-
-def test_gradient_accumulation():
-    config = TrainingConfig.from_options(dict(data="d", cfg="paper256"), resolution=256)
-    assert (config.batch, config.batch_gpu) == (64, 8)
-    config = TrainingConfig.from_options(dict(data="d", cfg="paper256", batch=16), resolution=256)
-    assert config.batch_gpu == 16
-
-
-@pytest.mark.parametrize("precision", ["fp16", "bf16"])
-def test_half_precision_comes_with_a_clamp(precision):
-    config = tiny.config(precision=precision, device="cuda")
-    assert (config.num_half_res, config.conv_clamp) == (4, 256)
-    assert (tiny.config().num_half_res, tiny.config().conv_clamp) == (0, None)
 
 
 @pytest.mark.parametrize(
@@ -118,20 +91,36 @@ def test_default_precision(options, precision):
 
 
 def test_contradictions_and_bad_values_in_one_message():
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(OptionError) as caught:
         tiny.config(
-            fp32=True, precision="bf16", target=0.5, aug="noaug", augpipe="bg", gp_weight=1.0,
-            zcr_d=0.1, kimg=0, d_scale=0.0, lr=0.1, lr_g=0.1, lr_d=0.1, coop_noise="literal",
+            fp32=True,
+            precision="bf16",
+            target=0.5,
+            aug="noaug",
+            augpipe="bg",
+            gp_weight=1.0,
+            zcr_d=0.1,
+            kimg=0,
+            d_scale=0.0,
+            lr=0.1,
+            lr_g=0.1,
+            lr_d=0.1,
+            coop_noise="literal",
             coop_noise_schedule="linear",
-        )  # fmt: skip
+        )
     for part in (
-        "--fp32=1 contradicts --precision=bf16", "--target needs --aug=ada; here it is noaug",
-        "--augpipe needs --aug=ada or fixed", "--gp-weight needs --loss=wgan-gp",
-        "--zcr-d needs --zcr=1", "--lr has no effect beside --lr-g and --lr-d",
+        "--fp32=1 contradicts --precision=bf16",
+        "--target needs --aug=ada; here it is noaug",
+        "--augpipe needs --aug=ada or fixed",
+        "--gp-weight needs --loss=wgan-gp",
+        "--zcr-d needs --zcr=1",
+        "--lr has no effect beside --lr-g and --lr-d",
         "--coop-noise-schedule has no effect with --coop-noise=literal",
-        "--coop-noise needs --coop-kimg", "--coop-noise-schedule needs --coop-kimg",
-        "--kimg must be at least 1", "--d-scale must be at least",
-    ):  # fmt: skip
+        "--coop-noise needs --coop-kimg",
+        "--coop-noise-schedule needs --coop-kimg",
+        "--kimg must be at least 1",
+        "--d-scale must be at least",
+    ):
         assert part in str(caught.value)
 
 
@@ -144,40 +133,15 @@ def test_learning_rates():
     assert tiny.config(lazy=False).lazy_ratio(4) == 1
 
 
-@pytest.mark.parametrize(("d_arch", "layers"), [("orig", 5), ("skip", 6), ("resnet", 7)])
-def test_freezed_is_bounded_by_the_layers_of_the_discriminator(d_arch, layers):
-    settings = dict(resolution=16, d_arch=d_arch)
-    D = Discriminator(0, 16, 1, architecture=d_arch, channel_base=64)
-    assert layers == sum(D.get_submodule(f"b{size}").num_layers for size in (16, 8))
-    assert tiny.config(freezed=layers, **settings).freezed == layers
-    with pytest.raises(ConfigError, match=f"--freezed must be at most {layers}, the layers"):
-        tiny.config(freezed=layers + 1, **settings)
-
-
-def test_lowest_scale():
-    assert tiny.config(g_scale=8 / 16384).g_scale == 8 / 16384, "one channel at 8x8"
-    with pytest.raises(ConfigError, match="--precision=fp16 needs CUDA: use fp32 or bf16"):
-        tiny.config(precision="fp16", device="cpu")
-
-
 def test_training_set_kwargs():
     plain = tiny.config(cond=True, mirror=True).training_set_kwargs()
     assert plain == dict(
-        class_name="training.dataset.ImageFolderDataset", path="tiny.zip", use_labels=True,
-        max_size=None, xflip=True, resolution=8,
-    )  # fmt: skip
+        class_name="training.dataset.ImageFolderDataset",
+        path="tiny.zip",
+        use_labels=True,
+        max_size=None,
+        xflip=True,
+        resolution=8,
+    )
     subset = tiny.config(subset=5, seed=3).training_set_kwargs()
     assert (subset["max_size"], subset["random_seed"]) == (5, 3)
-
-
-def test_every_setting_is_documented():
-    docs = setting_docs()
-    assert docs.keys() == {field.name for field in dataclasses.fields(TrainingConfig)}
-    assert all(docs.values())
-
-
-def test_choices_are_those_that_exist():
-    from training.objectives import ADVERSARIAL_LOSSES
-    from training.settings.validation import LOSSES
-
-    assert tuple(ADVERSARIAL_LOSSES) == LOSSES

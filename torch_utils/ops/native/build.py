@@ -19,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import filelock
 import psutil
@@ -63,8 +64,8 @@ def library(device_type: str, retry: bool = False, wait_seconds: float = WAIT_SE
 
     Args:
         device_type: 'cpu' or 'cuda'.
-        retry: build also where a build has failed before.
-        wait_seconds: how long another process may take to build the same.
+        retry: Build also where a build has failed before.
+        wait_seconds: How long another process may take to build the same.
 
     Raises:
         BuildError: It cannot be had; the message says why and how to proceed.
@@ -120,7 +121,8 @@ def remembered_failure(folder: Path) -> str | None:
 def _turn(folder: Path, wait_seconds: float) -> Iterator[None]:
     """Context that one process at a time is in. The lock is the kernel's, the file only its name.
 
-    Raises BuildError when another process holds it for too long.
+    Raises:
+        BuildError: Another process holds it for too long.
     """
     owner = folder / "owner.json"
     lock = filelock.FileLock(folder / "lock")
@@ -148,11 +150,11 @@ def _turn(folder: Path, wait_seconds: float) -> Iterator[None]:
         lock.release()
 
 
-def _this_process():
+def _this_process() -> dict[str, Any]:
     return {"pid": os.getpid(), "host": socket.gethostname(), "since": time.time()}
 
 
-def _describe(owner):
+def _describe(owner: Path) -> str:
     try:
         data = json.loads(owner.read_text())
         return f"process {data['pid']} on {data['host']}"
@@ -192,10 +194,16 @@ def _run(request: dict, toolchain: Toolchain) -> tuple[str, int | None]:
     }
     command = [sys.executable, "-m", "torch_utils.ops.native.compile", json.dumps(request)]
     process = subprocess.Popen(
-        command, env=environment, start_new_session=True, text=True, errors="replace",
-        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        command,
         cwd=request["build_directory"],  # python -m looks for modules there
-    )  # fmt: skip
+        env=environment,
+        start_new_session=True,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+    )
     try:
         output, _ = process.communicate(timeout=BUILD_SECONDS)
         return output, process.returncode

@@ -1,10 +1,13 @@
 """What `python -m torch_utils.ops doctor` says."""
 
 import platform
+from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 
 from torch_utils.ops.native import build, toolchain
+from torch_utils.ops.native.toolchain import Toolchain
 
 
 def report() -> str:
@@ -19,14 +22,14 @@ def report() -> str:
     return "\n".join(lines)
 
 
-def _cache():
+def _cache() -> Path | str:
     try:
         return build.cache_folder()
     except RuntimeError as error:  # there is no home folder
         return f"none, {build.first_line(error)}"
 
 
-def _device(device_type):
+def _device(device_type: str) -> Iterator[str]:
     found = toolchain.find(device_type)
     yield f"{device_type}: {_verdict(found)}"
     version = (found.compiler_version or "missing").splitlines()[0]
@@ -39,7 +42,7 @@ def _device(device_type):
         yield f"  To do: {problem}."
 
 
-def _verdict(found):
+def _verdict(found: Toolchain) -> str:
     if found.problems:
         return "native operators cannot be built; plain PyTorch is used"
     try:

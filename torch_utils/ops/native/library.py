@@ -6,6 +6,8 @@ again. Shapes and arguments are checked by the public functions, `bias_act` and 
 """
 
 import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
 
 import torch
 
@@ -19,7 +21,8 @@ _problems: dict[str, str | None] = {}  # device type -> what `load` has returned
 def load(device_type: str) -> str | None:
     """Build if need be, and load the operators for 'cpu' or 'cuda'; tries once in a process.
 
-    Returns None, or one paragraph: what is missing or failed and how to proceed.
+    Returns:
+        None, or one paragraph: what is missing or failed and how to proceed.
     """
     if device_type not in _problems:
         _problems[device_type] = _load(device_type)
@@ -31,7 +34,7 @@ if "torch._dynamo" in sys.modules:  # else its import would cost every user seco
     load = torch.compiler.assume_constant_result(load)
 
 
-def _load(device_type):
+def _load(device_type: str) -> str | None:
     if device_type == "cuda" and (problem := load("cpu")):
         return problem  # which has the schema
     try:
@@ -50,7 +53,7 @@ def _load(device_type):
     return None
 
 
-def _register():
+def _register() -> None:
     for name, fake in (
         ("bias_act", _fake_bias_act),
         ("bias_act_grad", _fake_bias_act_grad),
@@ -67,7 +70,7 @@ def _register():
         torch.library.register_autograd(f"coopinit::{name}", backward, setup_context=setup)
 
 
-def _empty(x, shape):
+def _empty(x: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
     """What kernels return for an input like `x`: channels last if that is not contiguous too."""
     torch._check(x.numel() <= MAX_ELEMENTS, lambda: f"{x.numel()} elements are too many")
     last = not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
@@ -81,21 +84,47 @@ def _empty(x, shape):
 _PIECEWISE_LINEAR = ("linear", "relu", "lrelu")
 
 
-def _fake_bias_act(x, b, dim, act, alpha, gain, clamp):  # noqa: PLR0913 - the schema
+def _fake_bias_act(
+    x: torch.Tensor,
+    b: torch.Tensor | None,
+    dim: int,
+    act: str,
+    alpha: float,
+    gain: float,
+    clamp: float | None,
+) -> torch.Tensor:
     return _empty(x, x.shape)
 
 
 def _fake_bias_act_grad(  # noqa: PLR0913 - the schema
-    dy, saved, b, dim, act, alpha, gain, clamp, from_output
-):
+    dy: torch.Tensor,
+    saved: torch.Tensor,
+    b: torch.Tensor | None,
+    dim: int,
+    act: str,
+    alpha: float,
+    gain: float,
+    clamp: float | None,
+    from_output: bool,
+) -> torch.Tensor:
     return _empty(saved, saved.shape)
 
 
-def _fake_bias_act_grad2(g, dy, x, b, dim, act, alpha, gain, clamp):  # noqa: PLR0913 - the schema
+def _fake_bias_act_grad2(  # noqa: PLR0913 - the schema
+    g: torch.Tensor,
+    dy: torch.Tensor,
+    x: torch.Tensor,
+    b: torch.Tensor | None,
+    dim: int,
+    act: str,
+    alpha: float,
+    gain: float,
+    clamp: float | None,
+) -> torch.Tensor:
     return _empty(x, x.shape)
 
 
-def _bias_act_setup(ctx, inputs, output):
+def _bias_act_setup(ctx: Any, inputs: tuple, output: torch.Tensor) -> None:
     x, b, ctx.dim, *ctx.spec = inputs
     act, alpha, gain, clamp = ctx.spec
     ctx.has_bias = b is not None
@@ -108,7 +137,7 @@ def _bias_act_setup(ctx, inputs, output):
         ctx.save_for_backward(x, b)
 
 
-def _bias_act_backward(ctx, dy):
+def _bias_act_backward(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
     act, _, gain, clamp = ctx.spec
     if act == "linear" and clamp is None:
         dx = dy if gain == 1 else dy * gain
@@ -118,35 +147,35 @@ def _bias_act_backward(ctx, dy):
     else:
         x, b = ctx.saved_tensors
         dx = torch.ops.coopinit.bias_act_grad(dy, x, b, ctx.dim, *ctx.spec, False)
-    db = _sum_but(dx, ctx.dim) if ctx.has_bias and ctx.needs_input_grad[1] else None
+    db = _sum_except(dx, ctx.dim) if ctx.has_bias and ctx.needs_input_grad[1] else None
     return dx, db, *[None] * 5
 
 
-def _bias_act_grad_setup(ctx, inputs, output):
+def _bias_act_grad_setup(ctx: Any, inputs: tuple, output: torch.Tensor) -> None:
     dy, saved, b, ctx.dim, *ctx.spec, ctx.from_output = inputs
     ctx.save_for_backward(dy, saved, b)
 
 
-def _bias_act_grad_backward(ctx, g):
+def _bias_act_grad_backward(ctx: Any, g: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
     dy, saved, b = ctx.saved_tensors
     d_dy = torch.ops.coopinit.bias_act_grad(g, saved, b, ctx.dim, *ctx.spec, ctx.from_output)
     if ctx.spec[0] in _PIECEWISE_LINEAR or not any(ctx.needs_input_grad[1:3]):
         return d_dy, *[None] * 8
     d_x = torch.ops.coopinit.bias_act_grad2(g, dy, saved, b, ctx.dim, *ctx.spec)
-    d_b = _sum_but(d_x, ctx.dim) if b is not None else None
+    d_b = _sum_except(d_x, ctx.dim) if b is not None else None
     return d_dy, d_x, d_b, *[None] * 6
 
 
-def _sum_but(x, dim):
+def _sum_except(x: torch.Tensor, dim: int) -> torch.Tensor:
     others = [i for i in range(x.ndim) if i != dim]
     return x.sum(others) if others else x  # sum([]) would be that of everything
 
 
-def _keep_nothing(ctx, inputs, output):
+def _keep_nothing(ctx: Any, inputs: tuple, output: torch.Tensor) -> None:
     pass
 
 
-def _third_derivative(ctx, grad):
+def _third_derivative(ctx: Any, grad: torch.Tensor) -> NoReturn:
     raise NotImplementedError("native bias_act differentiates twice; impl='ref' has more")
 
 
@@ -154,19 +183,27 @@ def _third_derivative(ctx, grad):
 # gets no gradient: the public function hands a filter that wants one to plain PyTorch.
 
 
-def _fake_upfirdn2d(x, f, up, down, padding, flip, gain):  # noqa: PLR0913 - the schema
+def _fake_upfirdn2d(
+    x: torch.Tensor,
+    f: torch.Tensor,
+    up: Sequence[int],
+    down: Sequence[int],
+    padding: Sequence[int],
+    flip: bool,
+    gain: float,
+) -> torch.Tensor:
     height = (x.shape[2] * up[1] + padding[2] + padding[3] - f.shape[0]) // down[1] + 1
     width = (x.shape[3] * up[0] + padding[0] + padding[1] - f.shape[1]) // down[0] + 1
     return _empty(x, [x.shape[0], x.shape[1], height, width])
 
 
-def _upfirdn2d_setup(ctx, inputs, output):
+def _upfirdn2d_setup(ctx: Any, inputs: tuple, output: torch.Tensor) -> None:
     x, f, ctx.up, ctx.down, ctx.padding, ctx.flip, ctx.gain = inputs
     ctx.save_for_backward(f)
     ctx.sizes = list(zip(x.shape[:1:-1], output.shape[:1:-1], strict=True))  # (in, out) of x, y
 
 
-def _upfirdn2d_backward(ctx, dy):
+def _upfirdn2d_backward(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
     (f,) = ctx.saved_tensors
     padding = []
     for axis, (size_in, size_out) in enumerate(ctx.sizes):

@@ -92,7 +92,7 @@ def find(device_type: str) -> Toolchain:
     return dataclasses.replace(found, problems=tuple(problems))
 
 
-def _with_cuda(found):
+def _with_cuda(found: Toolchain) -> tuple[Toolchain, list[str]]:
     if torch.version.cuda is None:
         return found, ["this PyTorch is built without CUDA: install one with it"]
     from torch.utils.cpp_extension import CUDA_HOME
@@ -128,7 +128,7 @@ def search_path() -> str:
 
 
 @functools.lru_cache(maxsize=16)
-def _version(command):
+def _version(command: tuple[str, ...]) -> str | None:
     """What a program says about its version; None if it cannot be run."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)

@@ -8,7 +8,7 @@ import zipfile
 from abc import abstractmethod
 from collections.abc import Iterator
 from functools import partial
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 import PIL.Image
@@ -16,7 +16,8 @@ import PIL.Image
 from dnnlib.util import first_line
 from training.data.convert.image_source import ImageSource, SourceImage
 from training.data.convert.pickled_arrays import load_pickled_batch
-from training.data.image_files import MAX_CLASSES, DatasetError, FileStore, check_size, open_store
+from training.data.image_files import DatasetError, FileStore, check_size, open_store
+from training.data.labels import MAX_CLASSES
 
 _NO_PLANES = "'{}': 'data' must be uint8 rows of three square planes."
 _MAX_ROW_BYTES = 3 * 1024**2
@@ -26,9 +27,13 @@ _MAX_LABEL_BYTES = 64 << 20
 
 
 class Batch(NamedTuple):
-    """A named run of images, uint8 [N, H, W] or [N, C, H, W], and their N class numbers.
+    """A named run of images and their class numbers.
 
-    first is the number of the batch's first image in messages.
+    Args:
+        name: What messages call it.
+        images: uint8 [N, H, W] or [N, C, H, W].
+        labels: Integers [N].
+        first: Number of the batch's first image in messages.
     """
 
     name: str
@@ -40,8 +45,8 @@ class Batch(NamedTuple):
 class ArraySource(ImageSource):
     """A source whose images come in arrays: only the batches differ."""
 
-    def __init__(self, labels: str = "auto") -> None:
-        super().__init__()
+    def __init__(self, path: str, labels: str = "auto") -> None:
+        super().__init__(path, labels)
         self._labels = labels
 
     def _note_absent(self, name: str, found: set[int], count: int) -> None:
@@ -79,7 +84,7 @@ class CifarSource(ArraySource):
     kind = "cifar-10"
 
     def __init__(self, path: str, labels: str = "auto") -> None:
-        super().__init__(labels)
+        super().__init__(path, labels)
         contents = self._read(path)
         if not contents:
             raise DatasetError(
@@ -108,7 +113,7 @@ class CifarSource(ArraySource):
         return re.search(r"\.(tar|tgz|tar\.\w+)$", path) is not None and os.path.isfile(path)
 
     def count(self) -> int | None:
-        """Return the number of training images."""
+        """The number of training images."""
         return sum(len(batch.images) for batch in self._batches)
 
     def batches(self) -> Iterator[Batch]:
@@ -124,11 +129,11 @@ class CifarSource(ArraySource):
             with tarfile.open(path) as tar:
                 for member in tar:
                     match = wanted.fullmatch(member.name)
-                    if match and member.isreg():
-                        check_size(member.name, member.size, _MAX_BATCH_BYTES)
-                        contents[match[1]] = load_pickled_batch(
-                            tar.extractfile(member), member.name
-                        )
+                    if match is None or not member.isreg():
+                        continue
+                    check_size(member.name, member.size, _MAX_BATCH_BYTES)
+                    if stream := tar.extractfile(member):
+                        contents[match[1]] = load_pickled_batch(stream, member.name)
         except DatasetError:
             raise
         except Exception as error:  # unpacking can raise anything on damaged data
@@ -147,7 +152,7 @@ class ImageNetSource(ArraySource):
     _NAME = re.compile(r"(?:.*/)?train_data_batch_(\d+)(\.npz)?")
 
     def __init__(self, path: str, labels: str = "auto") -> None:
-        super().__init__(labels)
+        super().__init__(path, labels)
         self._store = open_store(path)
         self._names = self._batch_names(self._store)
         self._note_absent("train_data_batch_", set(self._names), 10)
@@ -221,14 +226,15 @@ class MnistSource(ArraySource):
     _ENDING = "-images-idx3-ubyte.gz"
 
     def __init__(self, path: str, labels: str = "auto") -> None:
-        super().__init__(labels)
+        super().__init__(path, labels)
         self._path = path
         self._labels_path = path[: -len(self._ENDING)] + "-labels-idx1-ubyte.gz"
         if not os.path.isfile(self._labels_path):
             raise DatasetError(f"The labels '{self._labels_path}' are missing; put them there.")
-        with gzip.open(path) as images, gzip.open(self._labels_path) as labels:
-            self._shape = self._header(images, path, 3)
-            count = self._header(labels, self._labels_path, 1)[0]
+        with gzip.open(path) as stream:
+            self._shape = self._header(stream, path, 3)
+        with gzip.open(self._labels_path) as stream:
+            count = self._header(stream, self._labels_path, 1)[0]
         if count != self._shape[0]:
             raise DatasetError(
                 f"'{self._labels_path}' has {count} labels, but '{path}' has {self._shape[0]} "
@@ -241,7 +247,7 @@ class MnistSource(ArraySource):
         return path.endswith(cls._ENDING) and os.path.isfile(path)
 
     def count(self) -> int | None:
-        """Return the number of images that the header promises."""
+        """The number of images that the header promises."""
         return self._shape[0]
 
     def batches(self) -> Iterator[Batch]:
@@ -260,14 +266,14 @@ class MnistSource(ArraySource):
                 images = np.pad(images, ((0, 0), (2, 2), (2, 2)))
                 yield Batch(name, images, labels[first : first + size], first)
 
-    def _header(self, stream: IO[bytes], path: str, rank: int) -> tuple[int, ...]:
+    def _header(self, stream: gzip.GzipFile, path: str, rank: int) -> tuple[int, ...]:
         """Read an IDX header: two zero bytes, type 8 (uint8), rank, then rank big-endian sizes."""
         if self._exactly(stream, 4, path) != bytes((0, 0, 8, rank)):
             raise DatasetError(f"'{path}' is no IDX file of {rank}-dimensional bytes.")
         return tuple(np.frombuffer(self._exactly(stream, 4 * rank, path), ">u4").tolist())
 
     @staticmethod
-    def _exactly(stream: IO[bytes], size: int, path: str) -> bytes:
+    def _exactly(stream: gzip.GzipFile, size: int, path: str) -> bytes:
         try:
             data = stream.read(size)
         except Exception as error:  # unpacking can raise anything on damaged data
@@ -284,14 +290,14 @@ class DigitsSource(ArraySource):
     default_size = 16
 
     def __init__(self, path: str = "digits", labels: str = "auto") -> None:
-        super().__init__(labels)
+        super().__init__(path, labels)
         try:
             from sklearn.datasets import load_digits  # slow to import, needed here only
         except ImportError as error:
             raise DatasetError(
                 "--source=digits needs scikit-learn: pip install scikit-learn"
             ) from error
-        digits = load_digits()
+        digits: Any = load_digits()
         # Values are counts of dark pixels in 4x4 blocks, 0..16.
         pixels = np.rint(digits.images * (255 / 16)).astype(np.uint8)
         self._batch = Batch("digits", pixels, digits.target)
@@ -302,7 +308,7 @@ class DigitsSource(ArraySource):
         return path == "digits"
 
     def count(self) -> int | None:
-        """Return the number of images."""
+        """The number of images."""
         return len(self._batch.images)
 
     def batches(self) -> Iterator[Batch]:
@@ -316,7 +322,7 @@ def _to_image(pixels: np.ndarray) -> PIL.Image.Image:
 
 
 def _side(length: int, name: str) -> int:
-    """Return the side in pixels of an image that is a row of that length."""
+    """The side in pixels of an image that is a row of that length."""
     side = round((length / 3) ** 0.5) if 0 < length <= _MAX_ROW_BYTES else 0
     if side > 0 and length == 3 * side * side:
         return side

@@ -5,6 +5,7 @@ import os
 import re
 from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
 import PIL.Image
 
@@ -15,17 +16,10 @@ from training.data.convert.array_sources import (
     ImageNetSource,
     MnistSource,
 )
-from training.data.convert.image_source import LABEL_CHOICES, ImageSource, SourceImage
-from training.data.image_files import (
-    DatasetError,
-    Label,
-    image_names,
-    open_image,
-    open_store,
-    read_labels,
-)
-
-__all__ = ["LABEL_CHOICES", "SOURCES", "FileSource", "ImageSource", "LmdbSource", "open_source"]
+from training.data.convert.image_source import ImageSource, SourceImage
+from training.data.dataset_json import read_labels
+from training.data.image_files import DatasetError, image_names, open_image, open_store
+from training.data.labels import Label
 
 
 class FileSource(ImageSource):
@@ -39,7 +33,7 @@ class FileSource(ImageSource):
     label_choices = ("auto", "none", "folders")
 
     def __init__(self, path: str, labels: str = "auto") -> None:
-        super().__init__()
+        super().__init__(path, labels)
         self._store = open_store(path)
         self._names = image_names(self._store)
         if not self._names:
@@ -52,7 +46,7 @@ class FileSource(ImageSource):
         return os.path.exists(path)
 
     def count(self) -> int | None:
-        """Return the number of image files."""
+        """The number of image files."""
         return len(self._names)
 
     def images(self) -> Iterator[SourceImage]:
@@ -102,7 +96,7 @@ class LmdbSource(ImageSource):
     kind = "lmdb"
 
     def __init__(self, path: str, labels: str = "auto") -> None:
-        super().__init__()
+        super().__init__(path, labels)
         try:
             import lmdb  # optional extra
         except ImportError as error:
@@ -123,7 +117,7 @@ class LmdbSource(ImageSource):
         return os.path.isdir(path) and (named or os.path.exists(os.path.join(path, "data.mdb")))
 
     def count(self) -> int | None:
-        """Return the number of records."""
+        """The number of records."""
         return self._count
 
     def images(self) -> Iterator[SourceImage]:
@@ -136,7 +130,7 @@ class LmdbSource(ImageSource):
             except self._lmdb.Error as error:
                 raise DatasetError(f"'{self._path}' is damaged: {first_line(error)}.") from error
 
-    def _open(self):  # an lmdb.Environment, which cannot be named without the package
+    def _open(self) -> Any:  # an lmdb.Environment, which cannot be named without the package
         try:
             return self._lmdb.open(self._path, readonly=True, lock=False)
         except self._lmdb.Error as error:
@@ -158,18 +152,23 @@ SOURCES: tuple[type[ImageSource], ...] = (
 def open_source(path: str, labels: str = "auto") -> ImageSource:
     """Open the source at path, or the built-in one of that name.
 
-    labels: auto (what the source has), none, folders (folder names whatever else is there), coarse
-    (CIFAR-100's 20 superclasses); source.label_choices says which of them the source knows.
-    Raises DatasetError where nothing can be read.
+    Args:
+        path: What to read.
+        labels: auto (what the source has), none, folders (folder names whatever else is there),
+            coarse (CIFAR-100's 20 superclasses); `label_choices` of the source says which of them
+            it knows.
+
+    Raises:
+        DatasetError: Nothing can be read there.
     """
-    source_class = next((source for source in SOURCES if source.matches(path)), None)
-    if source_class is None:
-        raise DatasetError(f"'{path}' does not exist.")
-    return source_class(path, labels=labels)
+    for source in SOURCES:
+        if source.matches(path):
+            return source(path, labels)
+    raise DatasetError(f"'{path}' does not exist.")
 
 
 def class_folders(names: list[str]) -> dict[str, str] | None:
-    """Return the class folder of each image, or None where the images do not lie in such.
+    """The class folder of each image, or None where the images do not lie in such.
 
     Below the folders that all images share, every image must lie in a folder, and there must be
     at least two; the uppermost of them is the class.

@@ -13,7 +13,7 @@ import shutil
 import zipfile
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import compress, islice
 from pathlib import Path
@@ -55,8 +55,14 @@ class Record(NamedTuple):
 class Scan:
     """The outcome of scan(): what to write, and all that stands in the way.
 
-    keep has an entry an image; size is the side in pixels; mode is L or RGB; problems lists
-    (name, reason); notes are remarks for the user.
+    Args:
+        keep: For each image of the source whether it is written.
+        size: Side of the images in pixels.
+        mode: L or RGB.
+        labelled: Whether there are labels.
+        original: Smallest and largest "width" and "height" in the source.
+        problems: (name, reason) of each image that cannot be used.
+        notes: Remarks for the user.
     """
 
     keep: list[bool]
@@ -68,7 +74,7 @@ class Scan:
     notes: list[str] = field(default_factory=list)
 
     def report(self) -> str:
-        """Return the list of all problems, one line a file, shortened after MAX_LISTED."""
+        """The list of all problems, one line a file, shortened after MAX_LISTED."""
         count = len(self.problems)
         lines = [f"{count} of {len(self.keep)} images cannot be used; nothing was written."]
         lines += [
@@ -85,14 +91,20 @@ class Scan:
 def scan(source: ImageSource, resize: Resize, max_images: int | None = None) -> Scan:
     """Decode every image once and judge them together; one image is in memory at a time.
 
-    Raises DatasetError where the source is damaged as a whole or no image is left.
+    Args:
+        source: The images.
+        resize: What becomes of their geometry.
+        max_images: Look at the first ones only; None: at all.
+
+    Raises:
+        DatasetError: The source is damaged as a whole, or no image is left.
     """
     records = [_examine(image, resize) for image in _progress(source, "Scanning", max_images, None)]
     if not records:
         raise DatasetError("The source holds no images.")
     usable = [r for r in records if r.problem is None and r.size is not None]
     common = Counter(r.size for r in usable).most_common(1)
-    size = common[0][0] if common else (0, 0)
+    size = (common[0][0] if common else None) or (0, 0)
     labelled = any(r.labelled for r in usable)
     reasons = [_reason(r, size, labelled) for r in records]
     problems = [(r.name, reason) for r, reason in zip(records, reasons, strict=True) if reason]
@@ -115,10 +127,23 @@ def scan(source: ImageSource, resize: Resize, max_images: int | None = None) -> 
 def write_archive(
     source: ImageSource, plan: Scan, resize: Resize, dest: str, max_images: int | None = None
 ) -> int:
-    """Write the images that the scan kept to dest, a .zip or a folder, and return their number.
+    """Write the images that the scan kept.
 
-    All is written under a temporary name beside dest and renamed at the end, so that dest is
-    complete or is not there. Raises DatasetError where writing fails or the source has changed.
+    All is written under a temporary name beside `dest` and renamed at the end, so that `dest` is
+    complete or is not there.
+
+    Args:
+        source: The images that were scanned.
+        plan: What the scan found.
+        resize: As in the scan.
+        dest: A .zip or a folder.
+        max_images: As in the scan.
+
+    Returns:
+        The number of images written.
+
+    Raises:
+        DatasetError: Writing fails, or the source has changed.
     """
     labels: list[list] | None = [] if plan.labelled else None
     written = 0
@@ -142,7 +167,11 @@ def write_archive(
 
 
 def check_destination(dest: str) -> None:
-    """Raise DatasetError where dest cannot be written or would overwrite a folder."""
+    """Check that `dest` can be written, before anything is read.
+
+    Raises:
+        DatasetError: It cannot, or would overwrite a folder.
+    """
     path = Path(dest).absolute()
     if _is_zip(path) and path.is_dir():
         raise DatasetError(f"'{dest}' is a folder; give another name for the zip.")
@@ -233,7 +262,7 @@ def _size_problem(size: tuple[int, int] | None) -> str | None:
 
 
 def _reason(record: Record, size: tuple[int, int], labelled: bool) -> str | None:
-    """Return what is wrong with an image, alone or among the others, or None."""
+    """What is wrong with an image, alone or among the others, or None."""
     if record.problem or record.size is None:
         return record.problem
     if record.size != size:
@@ -291,7 +320,7 @@ def _meta(source: ImageSource, plan: Scan, resize: Resize) -> dict:
 
 def _progress(
     source: ImageSource, title: str, max_images: int | None, total: int | None
-) -> Iterator[SourceImage]:
+) -> Iterable[SourceImage]:
     total = source.count() if total is None else total
     if max_images is not None:
         total = max_images if total is None else min(total, max_images)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import PIL.Image
 
-from training.data.image_files import Label
+from training.data.labels import Label
 
 LABEL_CHOICES = ("auto", "none", "folders", "coarse")
 
@@ -15,8 +15,10 @@ LABEL_CHOICES = ("auto", "none", "folders", "coarse")
 class SourceImage:
     """One image of a source.
 
-    name is what messages call it; load() decodes it and raises what Pillow raises; label is a
-    class number, a vector or None.
+    Args:
+        name: What messages call it.
+        label: A class number, a vector or None.
+        load: Decodes it; raises what Pillow raises.
     """
 
     name: str
@@ -25,17 +27,24 @@ class SourceImage:
 
 
 class ImageSource(ABC):
-    """A place where images come from. Constructors raise DatasetError for unusable data.
+    """A place where images come from.
 
-    kind names the sort of source in the archive's dataset.json; class_names are set where classes
-    have names; notes are remarks that the user should see.
+    `kind` names the sort of source in the archive's dataset.json; `class_names` are set where
+    classes have names; `notes` are remarks that the user should see.
+
+    Args:
+        path: What to read.
+        labels: One of `label_choices`.
+
+    Raises:
+        DatasetError: The data cannot be used.
     """
 
     kind: str
     default_size: int | None = None
     label_choices: tuple[str, ...] = ("auto", "none")
 
-    def __init__(self) -> None:
+    def __init__(self, path: str, labels: str = "auto") -> None:
         self.class_names: list[str] | None = None
         self.notes: list[str] = []
 
@@ -46,11 +55,12 @@ class ImageSource(ABC):
 
     @abstractmethod
     def count(self) -> int | None:
-        """Return the number of images; None: known only after reading."""
+        """The number of images; None: known only after reading."""
 
     @abstractmethod
     def images(self) -> Iterator[SourceImage]:
         """Yield all images, the same ones in the same order at every call, lazily.
 
-        Raises DatasetError where the container itself turns out to be damaged.
+        Raises:
+            DatasetError: The container itself turns out to be damaged.
         """

@@ -25,7 +25,10 @@ def to_grey_or_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
 
     Grey stays grey. Palette, CMYK and all else become RGB; alpha is dropped, not blended, since
     no background colour is known. 16-bit grey is scaled by 255/65535 and rounded. The EXIF
-    orientation is left as it is. Raises PixelFormatError for 32-bit integers and floats.
+    orientation is left as it is.
+
+    Raises:
+        PixelFormatError: The pixels are 32-bit integers or floats.
     """
     image.load()  # damage shows here, for images that need no conversion too
     if image.mode in ("L", "RGB"):
@@ -46,13 +49,18 @@ def to_grey_or_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
 
 @dataclass(frozen=True)
 class Resize:
-    """What becomes of an image's geometry; all lengths in pixels.
+    """What becomes of an image's geometry.
 
     No transform: stretched to width x height (a missing one keeps the image's own).
     center-crop: the largest centred square, resized to width x height.
     center-crop-wide: the centred region of aspect width:height, over the full width of the image,
     resized to width x height and set on a black square canvas of width x width; images too small
     for that are dropped.
+
+    Args:
+        width, height: In pixels; None: the image's own.
+        filter: Key of `RESIZE_FILTERS`.
+        transform: One of `TRANSFORMS`, or None.
     """
 
     width: int | None = None
@@ -61,12 +69,13 @@ class Resize:
     transform: str | None = None
 
     def output_size(self, size: tuple[int, int]) -> tuple[int, int] | None:
-        """Return the (width, height) that an image of this size gets; None: it is dropped."""
+        """The (width, height) that an image of this size gets; None: it is dropped."""
         width, height = size
         if self.transform == "center-crop-wide":
-            fits = width >= self.width and self._wide_height(size) >= self.height
-            return (self.width, self.width) if fits else None
-        return (self.width or width, self.height or height)
+            wide_width, wide_height = self._wide_size
+            fits = width >= wide_width and self._wide_scaled_height(size) >= wide_height
+            return (wide_width, wide_width) if fits else None
+        return self._own_size(size)
 
     def apply(self, image: PIL.Image.Image) -> PIL.Image.Image:
         """Transform an L or RGB image whose output_size is not None."""
@@ -75,20 +84,29 @@ class Resize:
             image = _center_crop(image, side, side)
         if self.transform == "center-crop-wide":
             return self._apply_wide(image)
-        size = self.output_size(image.size)
+        size = self._own_size(image.size)
         # Resampling to the same size would be exact, but this is every pixel of the usual case.
         return image if size == image.size else image.resize(size, RESIZE_FILTERS[self.filter])
 
-    def _wide_height(self, size: tuple[int, int]) -> int:
-        """Return the height of the whole image once scaled to the wanted width."""
-        return round(self.width * size[1] / size[0])
+    def _own_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        return (self.width or size[0], self.height or size[1])
+
+    @property
+    def _wide_size(self) -> tuple[int, int]:
+        assert self.width and self.height, "center-crop-wide needs both"
+        return self.width, self.height
+
+    def _wide_scaled_height(self, size: tuple[int, int]) -> int:
+        """The height of the whole image once scaled to the wanted width."""
+        return round(self._wide_size[0] * size[1] / size[0])
 
     def _apply_wide(self, image: PIL.Image.Image) -> PIL.Image.Image:
-        kept = max(round(self.height * image.height / self._wide_height(image.size)), 1)
+        width, height = self._wide_size
+        kept = max(round(height * image.height / self._wide_scaled_height(image.size)), 1)
         strip = _center_crop(image, image.width, min(kept, image.height))
-        strip = strip.resize((self.width, self.height), RESIZE_FILTERS[self.filter])
-        canvas = PIL.Image.new(image.mode, (self.width, self.width))  # black
-        canvas.paste(strip, (0, (self.width - self.height) // 2))
+        strip = strip.resize((width, height), RESIZE_FILTERS[self.filter])
+        canvas = PIL.Image.new(image.mode, (width, width))  # black
+        canvas.paste(strip, (0, (width - height) // 2))
         return canvas
 
 

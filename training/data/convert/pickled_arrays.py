@@ -12,8 +12,15 @@ def load_pickled_batch(stream: IO[bytes], name: str) -> dict[str, Any]:
     """Unpickle one batch, a dict by string keys; its arrays are read-only NumPy arrays.
 
     Pickles of Python 2 and 3 are read. No class or function of a pickle is ever called, not even
-    NumPy's. Raises DatasetError naming the batch where it is damaged, is no dict, or asks for
-    anything but arrays and plain containers.
+    NumPy's.
+
+    Args:
+        stream: The pickle.
+        name: What messages call it.
+
+    Raises:
+        DatasetError: The batch is damaged, is no dict, or asks for anything except arrays and
+            plain containers.
     """
     try:
         content = RestrictedUnpickler(stream, NUMPY_NAMES, encoding="latin1").load()

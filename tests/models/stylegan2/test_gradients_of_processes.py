@@ -9,9 +9,7 @@ from tests import tiny
 from tests.speed import slow
 from torch_utils import distributed
 from torch_utils.spawn import run_processes
-from training.dataset import ImageFolderDataset
-from training.stages import build_stages, run_phase
-from training.state import create_state
+from training.stages import run_phase
 
 CPU = torch.device("cpu")
 MINUTE = timedelta(minutes=1)
@@ -70,27 +68,26 @@ def gradients(data, lazy):
     Path lengths are held against a mean that stays where it is: a process alone moves it, by 1 %
     of what is new, after each micro-batch; several do so after each step.
     """
-    dataset = ImageFolderDataset(data, use_labels=True)
-    config = tiny.config(data=data, lazy=lazy, **EVERYTHING)
     torch.manual_seed(0)
-    state = create_state(config, dataset, CPU)
-    for name, parameter in state.G.named_parameters():
+    model = tiny.model(data, lazy=lazy, **EVERYTHING)
+    for name, parameter in model.G.named_parameters():
         if name.endswith("noise_strength"):
             torch.nn.init.constant_(parameter, 0.1)
     batches = micro_batches()
     if distributed.get_world_size() > 1:
         batches = [batches[distributed.get_rank()]]
     found = {}
-    for stage in build_stages(config, state, lambda name, value: None):
+    for stage in model.stages:
         draw_by_content(stage.loss)
         if stage.name == "adversarial":
             stage.loss.pl_decay = 0.0
             stage.loss.pl_mean.fill_(0.5)
         for phase in stage.phases:
-            phase.optimizer.step = lambda: None
+            [optimizer], [net] = phase.optimizers, phase.nets.values()
+            optimizer.step = lambda: None
             run_phase(stage, phase, batches, lambda name, value: None)
             found[f"{stage.name} {phase.name}"] = {
-                name: parameter.grad.clone() for name, parameter in phase.net.named_parameters()
+                name: parameter.grad.clone() for name, parameter in net.named_parameters()
             }
     return found
 

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from training.launch.launcher import job_name, started_again
+from training.launch.attempts import job_name, started_again
 
 
 @pytest.mark.parametrize(
@@ -30,7 +30,7 @@ def test_names_of_jobs(monkeypatch):
 
 def test_attempts_of_torchrun_share_a_name():
     """They have the same parent."""
-    code = "from training.launch.launcher import job_name; print(job_name())"
+    code = "from training.launch.attempts import job_name; print(job_name())"
     env = os.environ | {"TORCHELASTIC_RESTART_COUNT": "0", "SLURM_JOB_ID": "1"}
     first, second = (
         subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
