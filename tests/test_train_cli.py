@@ -16,7 +16,16 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import generate
 import train
 from tests import tiny
-from tests.train_cli import SMALL, invoke, refused, snapshot, ticks, trained, without_curves
+from tests.train_cli import (
+    FEW_CHANNELS,
+    SMALL,
+    invoke,
+    refused,
+    snapshot,
+    ticks,
+    trained,
+    without_curves,
+)
 from training.settings.families import config_from_json, preset_names
 
 ROOT = Path(train.__file__).parent
@@ -252,6 +261,7 @@ def test_adaptive_augmentation_starts_after_the_cooperative_stage(data, tmp_path
     run_dir, _ = trained(
         f"--data={data}", f"--outdir={tmp_path}", "--kimg=3", "--coop-kimg=1", "--coop-steps=1",
         "--batch=100", "--aug=ada", "--target=0", "--augpipe=blit", "--snap=1",
+        *FEW_CHANNELS,
     )  # fmt: skip
     *coop, adversarial = (tick["Progress/augment"]["mean"] for tick in ticks(run_dir))
     assert coop == [0, 0]

@@ -11,7 +11,7 @@ import train
 from dnnlib.errors import last_line
 from tests import make_data, tiny
 from tests.hostile_pickles import HOSTILE
-from tests.train_cli import SMALL, refused, snapshot, trained, without_curves
+from tests.train_cli import FEW_CHANNELS, SMALL, refused, snapshot, trained, without_curves
 from training import training_loop
 from training.launch import session
 from training.run.checkpoint import find_checkpoints
@@ -20,9 +20,7 @@ from training.settings.options import NumberOrWord
 
 pytestmark = without_curves
 
-pytestmark = without_curves
-
-FEW_CHANNELS = ("--g-scale=0.001953125", "--d-scale=0.001953125", "--gamma=0")
+TINY = (*FEW_CHANNELS, "--gamma=0")
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +131,7 @@ def test_images_that_turn_out_damaged_while_training(tmp_path, workers, damaged)
     files = make_data.archive_files(make_data.pixels(count, 8, 1))
     files |= {name: files[name][:45] for name in names}
     path = make_data.write_zip(tmp_path / "data.zip", files)
-    options = (*SMALL, *FEW_CHANNELS, "--kimg=2", "--batch=256", f"--workers={workers}")
+    options = (*SMALL, *TINY, "--kimg=2", "--batch=256", f"--workers={workers}")
     options += (f"--data={path}", f"--outdir={tmp_path / 'runs'}")
     if damaged == 2:
         _, output = trained(*options)
@@ -215,7 +213,7 @@ def test_a_run_that_diverges_goes_back_once_if_asked_to(data, tmp_path):
     line = refused(
         f"--data={data}", f"--outdir={tmp_path}", *SMALL, "--batch=128", "--coop-kimg=1",
         "--coop-steps=3", "--coop-noise=literal", "--coop-step-size=1000",
-        "--on-divergence=restore", *FEW_CHANNELS, code=1,
+        "--on-divergence=restore", *TINY, code=1,
     )  # fmt: skip
     assert line.startswith("Error: the cooperative stage diverged before kimg ")
     [run_dir] = tmp_path.iterdir()
@@ -237,7 +235,7 @@ def test_an_archive_that_is_replaced_while_training(data, tmp_path, monkeypatch)
     monkeypatch.setattr(training_loop, "iterate", iterate_and_replace)
     monkeypatch.setattr("training.monitor.reporting.KIMG_PER_TICK", 0.3)
     outdir = tmp_path / "runs"
-    options = (f"--data={path}", f"--outdir={outdir}", "--batch=128", *FEW_CHANNELS)
+    options = (f"--data={path}", f"--outdir={outdir}", "--batch=128", *TINY)
     line = refused(*SMALL, *options, code=1)
     assert f"'{path}' has been replaced by other data since it was opened; put it back" in line
     monkeypatch.setattr(training_loop, "iterate", iterate)
@@ -258,7 +256,7 @@ def test_a_run_is_not_removed_with_its_first_picture(data, tmp_path, monkeypatch
         (run.run_dir / "reals.png").unlink()
 
     monkeypatch.setattr(session, "train", train_and_lose)
-    run_dir, _ = trained(f"--data={data}", f"--outdir={tmp_path}", *FEW_CHANNELS)
+    run_dir, _ = trained(f"--data={data}", f"--outdir={tmp_path}", *TINY)
     assert find_checkpoints(run_dir)
 
 
@@ -268,7 +266,7 @@ def test_the_same_damage_is_counted_once(tmp_path, caplog):
     [name] = [name for name in files if name.endswith("00000007.png")]
     files[name] = files[name][:40] + b"?" * 40
     data = make_data.write_folder(tmp_path / "data", files)
-    _, output = trained(f"--data={data}", f"--outdir={tmp_path / 'runs'}", *FEW_CHANNELS)
+    _, output = trained(f"--data={data}", f"--outdir={tmp_path / 'runs'}", *TINY)
     assert output.count("an image is left out") == 1 and name in output
 
 
@@ -277,5 +275,5 @@ def test_damage_in_the_sample_grid_is_passed_over(tmp_path):
     [name] = [name for name in files if name.endswith("00000007.png")]
     files[name] = files[name][:45]
     data = make_data.write_zip(tmp_path / "data.zip", files)
-    _, output = trained(f"--data={data}", f"--outdir={tmp_path / 'runs'}", *FEW_CHANNELS)
+    _, output = trained(f"--data={data}", f"--outdir={tmp_path / 'runs'}", *TINY)
     assert output.count("an image is left out (1 so far)") == 1 and name in output

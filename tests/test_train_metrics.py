@@ -15,15 +15,21 @@ from metrics.evaluation import Evaluation, Settings
 from metrics.job import Job, run_job
 from tests import tiny
 from tests.speed import slow
-from tests.train_cli import SMALL, invoke, refused, snapshot, trained, without_curves
+from tests.train_cli import FEW_CHANNELS, SMALL, invoke, refused, snapshot, trained, without_curves
 from training import training_loop
 from training.run.checkpoint import read_newest_checkpoint
 
 pytestmark = without_curves
 
-pytestmark = without_curves
-
-COMMON = ("--kimg=2", "--coop-kimg=1", "--coop-steps=1", "--batch=100", "--gamma=0", "--snap=1")
+COMMON = (
+    "--kimg=2",
+    "--coop-kimg=1",
+    "--coop-steps=1",
+    "--batch=100",
+    "--gamma=0",
+    "--snap=1",
+    *FEW_CHANNELS,
+)
 
 
 @pytest.fixture(scope="module")
@@ -171,7 +177,7 @@ def test_a_measurement_that_fails_does_not_end_training(
     monkeypatch.setattr(Evaluation, "_compute", broken)
     run_dir, output = trained(
         f"--data={files['data']}", f"--outdir={tmp_path}", "--kimg=1", "--metrics=is20",
-        f"--detector={files['detector']}",
+        f"--detector={files['detector']}", *FEW_CHANNELS,
     )  # fmt: skip
     warning = f"No metrics of network-snapshot-000001.pkl: {message}"
     assert warning in output and warning in (run_dir / "log.txt").read_text()

@@ -15,11 +15,11 @@ import pytest
 
 import train
 from tests import tiny
-from tests.train_cli import SMALL, refused, ticks
+from tests.train_cli import FEW_CHANNELS, SMALL, refused, ticks
 from training.run.checkpoint import find_checkpoints, read_checkpoint
 
 ROOT = Path(train.__file__).parent
-TINY = (*SMALL, "--batch=40", "--gamma=1", "--g-scale=0.001953125", "--d-scale=0.001953125")
+TINY = (*SMALL, "--batch=40", "--gamma=1", *FEW_CHANNELS)
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +68,7 @@ def trainers(process):
     return [c for c in children if "spawn_main" in " ".join(c.cmdline())]
 
 
+@pytest.mark.slow
 def test_spawned_processes_and_another_count_on_resume(data, tmp_path):
     outdir = tmp_path / "runs"
     output = output_of(start(command(data, outdir, "--gpus=2", "--coop-kimg=1", "--kimg=2")))

@@ -7,14 +7,12 @@ import pytest
 from models.stylegan2.settings import LOSSES
 from tests import tiny
 from tests.speed import slow_except
-from tests.train_cli import snapshot, ticks, trained, without_curves
+from tests.train_cli import FEW_CHANNELS, snapshot, ticks, trained, without_curves
 
 pytestmark = without_curves
 
-pytestmark = without_curves
-
-# Four channels at 8x8, and enough iterations for every lazy regulariser to come up.
-TINY = ("--batch=100", "--g-scale=0.001953125", "--d-scale=0.001953125", "--gamma=0")
+# Enough iterations for every lazy regulariser to come up.
+TINY = ("--batch=100", *FEW_CHANNELS, "--gamma=0")
 STAGES = ("--kimg=2", "--coop-kimg=1", "--coop-steps=1", *TINY)
 
 

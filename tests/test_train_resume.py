@@ -14,7 +14,7 @@ import pytest
 import train
 from tests import tiny
 from tests.speed import slow
-from tests.train_cli import SMALL, invoke, refused, ticks, without_curves
+from tests.train_cli import FEW_CHANNELS, SMALL, invoke, refused, ticks, without_curves
 from training import training_loop
 from training.launch.attempts import job_name
 from training.monitor.curves import save_curves
@@ -23,10 +23,8 @@ from training.run.run_dir import JOB
 
 pytestmark = without_curves
 
-pytestmark = without_curves
-
 ROOT = Path(train.__file__).parent
-TINY = (*SMALL, "--batch=40", "--gamma=0", "--g-scale=0.001953125", "--d-scale=0.001953125")
+TINY = (*SMALL, "--batch=40", "--gamma=0", *FEW_CHANNELS)
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ import train
 
 # Drawing them takes as long as a small run does, which leaves them out where nobody looks at them.
 without_curves = pytest.mark.usefixtures("no_curves")
+FEW_CHANNELS = ("--g-scale=0.001953125", "--d-scale=0.001953125")  # four at 8x8
 SMALL = ("--cfg=digits", "--kimg=1", "--workers=0", "--device=cpu", "--ops=ref")
 
 

@@ -8,7 +8,7 @@ from datetime import timedelta
 import pytest
 import torch
 
-from tests.speed import slow, slow_except
+from tests.speed import slow_except
 from torch_utils import distributed
 from torch_utils.distributed import (
     all_gather,
@@ -77,6 +77,7 @@ def test_two_processes_talk_in_the_order_of_their_ranks():
     assert not signal.pthread_sigmask(signal.SIG_BLOCK, []), "signals come as before"
 
 
+@pytest.mark.slow
 def test_an_error_of_one_ends_all_with_its_message():
     with pytest.raises(WorkerError, match="^process 1 has a reason$"):
         run_processes(fail, 2, 1)
@@ -98,12 +99,10 @@ def time_out_elsewhere(kind):
     gather(None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "told"),
-    [
-        (OSError, "^Read timed out.$"),
-        slow((RuntimeError, "^a process has kept the others waiting")),
-    ],
+    [(OSError, "^Read timed out.$"), (RuntimeError, "^a process has kept the others waiting")],
 )
 def test_other_things_time_out_too(kind, told):
     with pytest.raises(WorkerError, match=told):
@@ -229,7 +228,8 @@ def test_a_signal_is_passed_on_as_it_is(name):
     assert run_processes(ask_to_stop, 2, number, (0, 1)) == [([number], True)] * 2
 
 
-@pytest.mark.parametrize("name", slow_except(["SIGTERM"], SIGNALS))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SIGNALS)
 def test_a_signal_ends_a_task_that_knows_nothing_of_signals(name):
     with pytest.raises(WorkerError, match=f"^stopped by {name}$"):
         run_processes(ask_to_stop, 2, getattr(signal, name), ())
@@ -251,6 +251,7 @@ def ask_twice():
     time.sleep(60)
 
 
+@pytest.mark.slow
 def test_a_second_ctrl_c_kills_them():
     with pytest.raises(KeyboardInterrupt):
         run_processes(ask_twice, 2)
@@ -300,5 +301,6 @@ def rank_alone():
     return all_gather((inside, get_rank(), distributed.get_world_size()))
 
 
+@pytest.mark.slow
 def test_one_of_them_can_work_as_if_alone():
     assert run_processes(rank_alone, 2) == [((0, 1, ["mine"]), rank, 2) for rank in (0, 1)]

@@ -160,6 +160,7 @@ def opcheck_cases(device="cpu"):
 
 # PyTorch 2.14's own check looks at gradients of tensors that have none.
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+@pytest.mark.slow
 def test_opcheck():
     for operator, args in opcheck_cases():
         torch.library.opcheck(operator.default, args)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests import tiny
-from tests.train_cli import SMALL, invoke, ticks, trained, without_curves
+from tests.train_cli import FEW_CHANNELS, SMALL, invoke, ticks, trained, without_curves
 from training.monitor.diagnostics import SYMPTOMS, Diagnostics, SymptomError, relative_diversity
 from training.monitor.verdict import Action, Verdict
 from training.settings.common import SYMPTOMS as NAMES
@@ -98,7 +98,9 @@ def data(tmp_path_factory):
 
 @without_curves
 def test_a_run_reports_what_the_symptoms_look_at(data, tmp_path):
-    run_dir, _ = trained(f"--data={data}", f"--outdir={tmp_path}", "--batch=100", "--gamma=0.1")
+    run_dir, _ = trained(
+        f"--data={data}", f"--outdir={tmp_path}", "--batch=100", "--gamma=0.1", *FEW_CHANNELS
+    )
     for tick in ticks(run_dir):
         assert tick["Progress/diversity"]["mean"] > 0.5
         assert tick["Loss/nonfinite/Gmain"]["mean"] == 0

@@ -27,6 +27,7 @@ def come_apart():
         return str(error)
 
 
+@pytest.mark.slow
 def test_networks_that_have_come_apart_are_named():
     message = run_processes(come_apart, 2, timeout=MINUTE)
     assert "D.b8.conv1.weight of process 1 is not that of process 0" in message
