@@ -29,8 +29,10 @@ from benchmarks.train_step import processor  # noqa: E402
 from training.data.data_loader import RealImages  # noqa: E402
 from training.data.image_cache import cache_images  # noqa: E402
 from training.dataset import ImageFolderDataset  # noqa: E402
-from training.settings.config import TrainingConfig  # noqa: E402
-from training.settings.families import make_config  # noqa: E402
+from training.settings.config import (
+    TrainingConfig,  # noqa: E402
+    make_config,  # noqa: E402
+)
 
 
 @click.command()

@@ -117,7 +117,7 @@ def features() -> dict[str, Any]:
     from metrics.sources import ImageFiles
     from training.dataset import ImageFolderDataset
     from training.model import build_model
-    from training.settings.families import make_config
+    from training.settings.config import make_config
 
     with tempfile.TemporaryDirectory() as folder:
         data = f"{folder}/digits.zip"

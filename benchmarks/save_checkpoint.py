@@ -34,8 +34,10 @@ from benchmarks.random_images import RandomImages  # noqa: E402
 from benchmarks.train_step import processor  # noqa: E402
 from training.launch.plan import machine_settings  # noqa: E402
 from training.run.checkpoint import find_checkpoints  # noqa: E402
-from training.settings.config import TrainingConfig  # noqa: E402
-from training.settings.families import make_config  # noqa: E402
+from training.settings.config import (
+    TrainingConfig,  # noqa: E402
+    make_config,  # noqa: E402
+)
 from training.training_loop import iterate  # noqa: E402
 from training.training_run import TrainingRun  # noqa: E402
 

@@ -38,8 +38,10 @@ from training.ema import update_ema  # noqa: E402
 from training.launch.plan import machine_settings  # noqa: E402
 from training.model import build_model  # noqa: E402
 from training.run.device import prepare_device  # noqa: E402
-from training.settings.config import TrainingConfig  # noqa: E402
-from training.settings.families import make_config  # noqa: E402
+from training.settings.config import (
+    TrainingConfig,  # noqa: E402
+    make_config,  # noqa: E402
+)
 from training.stages import Phase, Stage, run_phase  # noqa: E402
 
 

@@ -1,3 +1,3 @@
 """Helpers that need no torch: attribute dictionaries, downloads, safe unpickling."""
 
-from .util import EasyDict as EasyDict
+from dnnlib.util import EasyDict as EasyDict

@@ -1,6 +1,7 @@
 """What docs/architecture.md promises about the whole tree."""
 
 import ast
+import graphlib
 import subprocess
 import sys
 from pathlib import Path
@@ -13,25 +14,34 @@ from training.settings.setting import settings_of
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("models", "training", "metrics", "coopinit_patch", "torch_utils", "dnnlib")
-DOORS = tuple(sorted(path.stem for path in ROOT.glob("*.py")))
+DOORS = tuple(sorted(path.stem for path in ROOT.glob("*.py") if path.stem != "legacy"))
 SOURCES = [path for name in PACKAGES for path in sorted((ROOT / name).rglob("*.py"))]
-SOURCES += [ROOT / f"{name}.py" for name in DOORS]
+SOURCES += [ROOT / f"{name}.py" for name in (*DOORS, "legacy")]
 # Long lists of layers and of augmentations, an argument a line. Snapshots carry each whole: the
 # files cannot be split.
 BIG = {"networks.py", "augment.py"}
 
-# What a package may import of this project. The front doors may import anything but each other.
-MAY_IMPORT = {
-    "models": {"models", "training", "coopinit_patch", "torch_utils", "dnnlib", "legacy"},
-    # A snapshot to start from is read by the same code that the front doors use. Of models only the
-    # list of families is known here.
-    "training": {"models", "training", "coopinit_patch", "torch_utils", "dnnlib", "legacy"},
-    # Training is told what to measure by train.py, and imports nothing of metrics.
-    "metrics": {"metrics", "training", "torch_utils", "dnnlib", "legacy"},
-    "coopinit_patch": {"coopinit_patch"},
-    "torch_utils": {"torch_utils", "dnnlib"},
-    "dnnlib": {"dnnlib"},
+# The rooms, and which others each may enter; everything at the top of training/ is "training", and
+# what lies below models/ is "families", while "models" is the list of them alone. The front doors
+# may enter all rooms.
+BASE = {"dnnlib", "torch_utils", "models"}
+ROOMS = {
+    "dnnlib": set(),
+    "models": set(),
+    "coopinit_patch": set(),
+    "torch_utils": {"dnnlib", "models"},
+    "legacy": {"dnnlib", "torch_utils"},
+    "training.settings": BASE,
+    "training.data": {*BASE, "training.settings"},
+    "training.monitor": {*BASE, "training.settings", "training.data"},
+    "training.run": {*BASE, "legacy", "training.settings", "training.monitor"},
 }
+INNER = {room for room in ROOMS if room.startswith("training.")}
+ROOMS["training"] = {*BASE, *INNER}
+ROOMS["families"] = {*BASE, *INNER, "training", "coopinit_patch"}
+ROOMS["training.launch"] = {*BASE, *INNER, "training"}
+# Training is told what to measure by train.py, and enters no room of metrics.
+ROOMS["metrics"] = {*BASE, *INNER, "training"}
 OFFICIAL_TOGETHER = {"dnnlib", "torch_utils"}
 
 
@@ -39,27 +49,54 @@ def name_of(path):
     return str(path.relative_to(ROOT))
 
 
+def module_of(path):
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+MODULES = {module_of(path): path for path in SOURCES}
+
+
 def imports(path):
-    """Dotted names of all modules that a file imports, wherever in it."""
+    """Dotted names of all modules that a file imports, wherever in it, for types alone, too."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            yield node.module if node.level == 0 else path.relative_to(ROOT).parts[0]
+            assert node.level == 0, "no relative imports"
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                yield inner if inner in MODULES else node.module
+
+
+def room_of(module):
+    """The room that a module lies in; None for what is not of this project."""
+    first, _, rest = module.partition(".")
+    if first == "models":
+        return "families" if rest else "models"
+    inner = f"training.{rest.partition('.')[0]}"
+    if first == "training" and rest and (ROOT / inner.replace(".", "/")).is_dir():
+        return inner
+    return first if first in (*PACKAGES, *DOORS, "legacy") else None
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=name_of)
-def test_imports_go_one_way(path):
-    found = {name.split(".")[0] for name in imports(path)} & {*PACKAGES, *DOORS}
-    package = path.relative_to(ROOT).parts[0]
-    allowed = MAY_IMPORT.get(package, {*PACKAGES, "legacy"})
-    assert found <= allowed
+def test_rooms_are_entered_one_way(path):
+    room = room_of(module_of(path))
+    entered = {room_of(name) for name in imports(path)} - {None, room}
+    assert entered <= (ROOMS[room] if room in ROOMS else ROOMS.keys())
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=name_of)
-def test_training_knows_no_family_by_name(path):
-    if path.relative_to(ROOT).parts[0] == "training":
-        assert not [name for name in imports(path) if name.startswith("models.")]
+def test_there_is_no_way_back():
+    """Neither from room to room nor from file to file, however late or for types alone."""
+    tuple(graphlib.TopologicalSorter(ROOMS).static_order())
+    files = {module: set(imports(path)) - {module} for module, path in MODULES.items()}
+    tuple(graphlib.TopologicalSorter(files).static_order())
+
+
+def test_every_room_is_known():
+    assert {room_of(module) for module in MODULES} == {*ROOMS, *DOORS}
+    inside = {path.name for path in (ROOT / "training").iterdir() if path.is_file()}
+    assert len(inside) <= 16, "the top of training/ is read from the top"
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=name_of)
@@ -71,6 +108,15 @@ def test_dependencies_of_the_lower_rooms(path):
         assert foreign <= {"torch"}, "it can be copied into another trainer"
     if package == "dnnlib":
         assert "torch" not in foreign
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name_of)
+def test_one_border_for_what_the_user_can_mend(path):
+    """Click is for the front doors, for the border itself, and for what options are made of."""
+    doors = {*(f"{door}.py" for door in DOORS), "metrics/train_detector.py"}
+    doors |= {"torch_utils/ops/__main__.py", "dnnlib/command.py", "training/settings/options.py"}
+    if name_of(path) not in doors:
+        assert "click" not in {name.split(".")[0] for name in imports(path)}
 
 
 @pytest.mark.parametrize("name", ["networks", "augment"])

@@ -26,7 +26,8 @@ from tests.train_cli import (
     trained,
     without_curves,
 )
-from training.settings.families import config_from_json, preset_names
+from training.settings.config import config_from_json
+from training.settings.families import preset_names
 
 ROOT = Path(train.__file__).parent
 FORK = "ignore::DeprecationWarning:multiprocessing.popen_fork"  # see tiny.starts_workers

@@ -9,7 +9,7 @@ from training.dataset import ImageFolderDataset
 from training.model import build_model
 from training.networks import Discriminator, Generator
 from training.run.network_pickle import save_snapshot
-from training.settings.families import make_config
+from training.settings.config import make_config
 
 # From Python 3.12 on, forking while PyTorch has threads is warned of; data-loader workers do so.
 starts_workers = pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")

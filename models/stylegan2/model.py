@@ -1,32 +1,23 @@
 """StyleGAN2 as a run sees it: what it trains, with what, and what follows an iteration."""
 
-import copy
 from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from models.grid_preview import GridPreview
 from models.latent_batches import LatentBatches
-from models.stylegan2.networks import (
-    build_adam,
-    build_augment_pipe,
-    build_discriminator,
-    build_generator,
-)
+from models.stylegan2.parts import build_parts
 from models.stylegan2.sampler import StyleGAN2Sampler
+from models.stylegan2.settings import StyleGAN2Config
 from models.stylegan2.stages import build_adversarial_loss, build_stages
 from torch_utils.distributed import all_reduce_mean
-from training.ada import UPDATE_INTERVAL, AdaController
+from training.ada import UPDATE_INTERVAL
 from training.ema import ema_decay, update_ema
 from training.model import Progress
-from training.spectral_norm import add_spectral_norm, without_spectral_norm
+from training.spectral_norm import without_spectral_norm
 from training.stages import MicroBatch, Phase, Report, Stage
-from training.transfer import load_weights
-
-if TYPE_CHECKING:
-    from models.stylegan2.settings import StyleGAN2Config
 
 
 class StyleGAN2Model:
@@ -45,39 +36,22 @@ class StyleGAN2Model:
 
     def __init__(
         self,
-        config: "StyleGAN2Config",
+        config: StyleGAN2Config,
         dataset: Any,
         device: torch.device,
         report: Report,
         networks: Mapping[str, Any] | None = None,
     ) -> None:
         self._config = config
-        G, D = build_generator(config, dataset), build_discriminator(config, dataset)
-        self.G = G.train().requires_grad_(False).to(device)
-        self.D = D.train().requires_grad_(False).to(device)
-        self.G_ema = copy.deepcopy(self.G).eval()
-        self.nets = {"G": self.G, "D": self.D, "G_ema": self.G_ema}
-        if networks is not None:
-            load_weights(self.nets, networks)
-        if config.sn:
-            add_spectral_norm(self.D)
-        lr_g, lr_d = config.learning_rates
-        self.optimizers = {
-            "G": build_adam(self.G, lr_g, config.lazy_ratio(config.g_reg_interval)),
-            "D": build_adam(self.D, lr_d, config.lazy_ratio(config.d_reg_interval)),
-        }
-        self.augment_pipe = build_augment_pipe(config, device)
-        self.ada = None
-        if config.aug == "ada" and self.augment_pipe is not None:
-            p = self.augment_pipe.p
-            self.ada = AdaController(p, target=config.target, kimg=config.ada_kimg)
-        self.loss = build_adversarial_loss(config, self, report)
-        self.stages = build_stages(config, self, report)
+        self.parts = parts = build_parts(config, dataset, device, networks)
+        self.nets, self.optimizers = parts.nets, parts.optimizers
+        self.loss = build_adversarial_loss(config, parts, report)
+        self.stages = build_stages(config, parts, self.loss, report)
         self._batches = LatentBatches(config, dataset, config.z_dim, device)
         self.preview = GridPreview(
             dataset,
-            averaged=StyleGAN2Sampler(self.G_ema),
-            current=StyleGAN2Sampler(self.G),
+            averaged=StyleGAN2Sampler(parts.G_ema),
+            current=StyleGAN2Sampler(parts.G),
             seed=config.seed,
             batch=config.batch_gpu,
         )
@@ -92,34 +66,38 @@ class StyleGAN2Model:
         """Move G's averages, where G has moved, and ADA's probability."""
         config = self._config
         if "G" in stepped:
-            all_reduce_mean(self.G.mapping.w_avg)  # each process has seen other latents
+            all_reduce_mean(self.parts.G.mapping.w_avg)  # each process has seen other latents
             decay = ema_decay(config.batch, progress.nimg, config.ema_kimg, config.ema_rampup)
-            update_ema(self.G_ema, self.G, decay)
+            update_ema(self.parts.G_ema, self.parts.G, decay)
         fourth = (progress.iteration + 1) % UPDATE_INTERVAL == 0
-        if self.ada is not None and stage.adaptive and fourth:
-            self.ada.update(config.batch * UPDATE_INTERVAL)
+        if self.parts.ada is not None and stage.adaptive and fourth:
+            self.parts.ada.update(config.batch * UPDATE_INTERVAL)
 
     def tick_values(self) -> dict[str, float]:
         """The probability of augmentations."""
-        pipe = self.augment_pipe
+        pipe = self.parts.augment_pipe
         return {"Progress/augment": 0.0 if pipe is None else pipe.p.item()}
 
     def snapshot(self) -> dict[str, torch.nn.Module | None]:
         """The networks; of a spectrally normalised D, a plain copy."""
-        return self.nets | {"D": without_spectral_norm(self.D), "augment_pipe": self.augment_pipe}
+        return {
+            **self.nets,
+            "D": without_spectral_norm(self.parts.D),
+            "augment_pipe": self.parts.augment_pipe,
+        }
 
     def state_dict(self) -> dict[str, Any]:
         """Augmentations, ADA's observations and the mean of path lengths."""
         return {
-            "augment_p": None if self.augment_pipe is None else self.augment_pipe.p,
-            "ada": None if self.ada is None else self.ada.state_dict(),
+            "augment_p": None if self.parts.augment_pipe is None else self.parts.augment_pipe.p,
+            "ada": None if self.parts.ada is None else self.parts.ada.state_dict(),
             "loss": self.loss.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict()` returned."""
-        if self.augment_pipe is not None:
-            self.augment_pipe.p.copy_(state["augment_p"])
-        if self.ada is not None:
-            self.ada.load_state_dict(state["ada"])
+        if self.parts.augment_pipe is not None:
+            self.parts.augment_pipe.p.copy_(state["augment_p"])
+        if self.parts.ada is not None:
+            self.parts.ada.load_state_dict(state["ada"])
         self.loss.load_state_dict(state["loss"])

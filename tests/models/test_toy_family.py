@@ -18,7 +18,7 @@ import train
 from tests import tiny
 from tests.train_cli import logging_as_before, snapshot, ticks, without_curves
 from training.run.checkpoint import find_checkpoints, read_checkpoint
-from training.settings.families import config_from_json
+from training.settings.config import config_from_json
 
 ROOT = Path(train.__file__).parent
 TOY = models.Family(

@@ -13,7 +13,7 @@ import pytest
 
 from training.dataset import ImageFolderDataset
 from training.monitor.curves import read_stats
-from training.settings.families import make_config
+from training.settings.config import make_config
 from training.training_loop import end_tick, iterate
 from training.training_run import TrainingRun
 

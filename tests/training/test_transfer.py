@@ -97,7 +97,7 @@ def test_all_three_networks_take_the_weights(model, caplog):
     for name, net in model.nets.items():
         for tensor, value in net.state_dict().items():
             assert torch.equal(value, networks[name].state_dict()[tensor]), (name, tensor)
-    assert not any(p.requires_grad for p in model.G.parameters())
+    assert not any(p.requires_grad for p in model.parts.G.parameters())
     assert len(caplog.messages) == 1, "there is no table where all fits"
     count = len(D.state_dict())
     assert f"{count} of {count} of D" in caplog.text
@@ -116,11 +116,11 @@ def test_another_resolution_shares_what_it_can(model, caplog):
     G, D = tiny.networks(resolution=16, seed=1)
     for p in G.synthesis.b8.parameters():
         p.data.fill_(0.25)
-    before = {n: v.clone() for n, v in model.D.b8.fromrgb.state_dict().items()}
+    before = {n: v.clone() for n, v in model.parts.D.b8.fromrgb.state_dict().items()}
     rows = loaded_table(model.nets, {"G": G, "D": D, "G_ema": G}, caplog)
-    assert (model.G.synthesis.b8.conv0.weight == 0.25).all()
-    assert torch.equal(model.D.b4.conv.weight, D.b4.conv.weight)
-    for name, value in model.D.b8.fromrgb.state_dict().items():
+    assert (model.parts.G.synthesis.b8.conv0.weight == 0.25).all()
+    assert torch.equal(model.parts.D.b4.conv.weight, D.b4.conv.weight)
+    for name, value in model.parts.D.b8.fromrgb.state_dict().items():
         assert torch.equal(value, before[name])
     count = {net: len(part.state_dict()) for net, part in (("G", G.synthesis.b16), ("D", D.b16))}
     assert rows == [
@@ -134,7 +134,7 @@ def test_from_unconditional_to_conditional_and_to_more_classes(model, caplog):
     G, D = tiny.networks(c_dim=3, seed=1)
     conditional = {"G": G, "D": D, "G_ema": G}
     rows = loaded_table(model.nets, conditional, caplog)
-    assert torch.equal(model.G.synthesis.b8.conv0.weight, G.synthesis.b8.conv0.weight)
+    assert torch.equal(model.parts.G.synthesis.b8.conv0.weight, G.synthesis.b8.conv0.weight)
     assert ["G, G_ema", "mapping.fc0.weight", "[4, 8]", "[4, 4]"] in rows
     assert ["G, G_ema", "mapping.embed.*", "2 tensors", "-"] in rows
 
@@ -160,12 +160,12 @@ def test_long_tables_end_with_a_count(caplog, monkeypatch):
 def test_a_snapshot_that_shares_no_layer_is_refused_and_changes_nothing(model):
     G, _ = tiny.networks()
     wide = Discriminator(0, 8, 1, channel_base=256, channel_max=32)
-    before = {n: v.clone() for n, v in model.G.state_dict().items()}
+    before = {n: v.clone() for n, v in model.parts.G.state_dict().items()}
     with pytest.raises(TransferError) as caught:
         load_weights(model.nets, {"G": G, "D": wide, "G_ema": G})
     assert "no layer of D has its shape" in str(caught.value)
     assert "--d-scale" in str(caught.value) and "\n" not in str(caught.value)
-    assert all(torch.equal(v, before[n]) for n, v in model.G.state_dict().items())
+    assert all(torch.equal(v, before[n]) for n, v in model.parts.G.state_dict().items())
 
 
 def test_truncated_snapshots(snapshot):

@@ -11,10 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from dnnlib.errors import OptionError
-from training.settings.config import TrainingConfig
-from training.settings.families import make_config
+from training.settings.config import TrainingConfig, make_config
 from training.settings.run_name import describe_run
-from training.settings.validation import remarks
 
 
 @dataclass(frozen=True)
@@ -89,7 +87,7 @@ def _resume_same_or_start(given: Mapping[str, Any], outdir: str, restart: bool) 
             lambda: find_unfinished(outdir, config, job_name())
         )
         lines = ["This is not the first attempt: --restart was obeyed by that."]
-    notes = [*remarks(given, config), *lines]
+    notes = [*config.remarks(given), *lines]
     if run_dir is None:
         name = describe_run(dataset.name, config, given)
         return RunPlan(config, dataset, name, outdir, notes=tuple(notes))

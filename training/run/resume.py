@@ -17,8 +17,7 @@ from training.run.checkpoint import (
     read_newest_checkpoint,
 )
 from training.run.run_dir import job_of
-from training.settings.config import TrainingConfig
-from training.settings.families import config_from_json
+from training.settings.config import TrainingConfig, config_from_json
 
 # Files of numbers that a run appends to; log.txt keeps what was said, of lost iterations, too.
 JOURNALS = ("stats.jsonl", "events.out.tfevents.*", MEASUREMENTS)

@@ -13,10 +13,10 @@ from typing import Any, ClassVar, TypeVar, get_origin
 
 from dnnlib.errors import OptionError
 from training.settings.common import CommonSettings
-from training.settings.families import DEFAULT_CFG, family_name, foreign_options
+from training.settings.families import DEFAULT_CFG, config_class, family_name, foreign_options
 from training.settings.ranges import value_problems
 from training.settings.setting import flag, settings_of
-from training.settings.validation import common_contradictions, common_problems
+from training.settings.validation import common_contradictions, common_problems, common_remarks
 
 Config = TypeVar("Config", bound="TrainingConfig")
 
@@ -25,7 +25,7 @@ Config = TypeVar("Config", bound="TrainingConfig")
 class TrainingConfig(CommonSettings, ABC):
     """Settings of one training run, complete: presets and defaults are already filled in.
 
-    Make one with `families.make_config()`. `kimg` counts thousands of real images shown.
+    Make one with `config.make_config()`. `kimg` counts thousands of real images shown.
 
     Raises:
         OptionError: Lists every setting that is out of range.
@@ -70,7 +70,7 @@ class TrainingConfig(CommonSettings, ABC):
 
     @abstractmethod
     def own_remarks(self, given: Mapping[str, Any]) -> Iterator[str]:
-        """As `validation.remarks`, about options of the family."""
+        """As `remarks`, about options of the family."""
 
     # What all families have.
 
@@ -92,7 +92,7 @@ class TrainingConfig(CommonSettings, ABC):
 
     @classmethod
     def from_options(cls: type[Config], options: Mapping[str, Any], *, resolution: int) -> Config:
-        """As `families.make_config`, where the preset belongs to this family."""
+        """As `config.make_config`, where the preset belongs to this family."""
         given = {name: value for name, value in options.items() if value is not None}
         cfg = given.get("cfg", DEFAULT_CFG)
         values = cls.preset(
@@ -122,6 +122,15 @@ class TrainingConfig(CommonSettings, ABC):
             raise OptionError("; ".join(problems))
         return config
 
+    def remarks(self, given: Mapping[str, Any]) -> Iterator[str]:
+        """What the user may not expect of these settings, which are fine, one text each.
+
+        Args:
+            given: Values that the user gave, by the settings' names.
+        """
+        yield from self.own_remarks(given)
+        yield from common_remarks(self)
+
     @staticmethod
     def images_per_pass(values: Mapping[str, Any], gpus: int, batch: int | None) -> int:
         """`batch_gpu` for a number of processes, and for the batch that a user asked for, if any.
@@ -141,7 +150,7 @@ class TrainingConfig(CommonSettings, ABC):
 
     @classmethod
     def from_json(cls: type[Config], text: str) -> Config:
-        """As `families.config_from_json`, where the text is of this family."""
+        """As `config.config_from_json`, where the text is of this family."""
         values = json.loads(text)
         for f in fields(cls):
             if get_origin(f.type) is tuple:
@@ -261,6 +270,30 @@ class PlainConfig(TrainingConfig):
     def own_remarks(self, given: Mapping[str, Any]) -> Iterator[str]:
         """None."""
         yield from ()
+
+
+def make_config(options: Mapping[str, Any], resolution: int) -> TrainingConfig:
+    """Complete settings from the options that a user gave; their class follows from the preset.
+
+    Args:
+        options: Values by name; None means not given. `fp32=True` is the official name of
+            `precision="fp32"`.
+        resolution: Of the data set, pixels.
+
+    Raises:
+        OptionError: Lists every setting that is out of range and every contradiction.
+    """
+    family = config_class(options.get("cfg") or DEFAULT_CFG)
+    return family.from_options(options, resolution=resolution)
+
+
+def config_from_json(text: str) -> TrainingConfig:
+    """The inverse of `TrainingConfig.to_json`.
+
+    Raises:
+        OptionError, ValueError, TypeError, KeyError: The text is of something else.
+    """
+    return config_class(json.loads(text)["cfg"]).from_json(text)
 
 
 def default_precision(given: Mapping[str, Any]) -> str:

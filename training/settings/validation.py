@@ -5,22 +5,20 @@ stands where it is declared.
 """
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from training.settings.common import CommonSettings
 from training.settings.setting import flag
 
-if TYPE_CHECKING:
-    from training.settings.config import TrainingConfig
 
-
-def common_problems(config: "TrainingConfig") -> Iterator[str]:
+def common_problems(config: CommonSettings) -> Iterator[str]:
     """Messages about settings, each in its range, that cannot be together."""
     yield from batch_problems(config)
     if config.precision == "fp16" and config.device == "cpu":
         yield "--precision=fp16 needs CUDA: use fp32 or bf16 on the CPU"
 
 
-def batch_problems(config: "TrainingConfig") -> Iterator[str]:
+def batch_problems(config: CommonSettings) -> Iterator[str]:
     """Messages about a batch that cannot be split over processes and forward passes."""
     if min(config.batch, config.gpus) < 1:
         return  # a range problem
@@ -57,14 +55,8 @@ def common_contradictions(given: Mapping[str, Any], values: Mapping[str, Any]) -
                 yield f"{flag(name)} needs --coop-kimg"
 
 
-def remarks(given: Mapping[str, Any], config: "TrainingConfig") -> Iterator[str]:
-    """What the user may not expect of settings that are fine, one text each.
-
-    Args:
-        given: Values that the user gave, by the settings' names.
-        config: What came out.
-    """
-    yield from config.own_remarks(given)
+def common_remarks(config: CommonSettings) -> Iterator[str]:
+    """What the user may not expect of settings that are fine, one text each."""
     if config.nhwc and config.precision == "fp32":
         yield "--nhwc=1 has no effect with fp32."
     if config.coop_kimg >= config.kimg:

@@ -70,7 +70,7 @@ def gradients(data, lazy):
     """
     torch.manual_seed(0)
     model = tiny.model(data, lazy=lazy, **EVERYTHING)
-    for name, parameter in model.G.named_parameters():
+    for name, parameter in model.parts.G.named_parameters():
         if name.endswith("noise_strength"):
             torch.nn.init.constant_(parameter, 0.1)
     batches = micro_batches()

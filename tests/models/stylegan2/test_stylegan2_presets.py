@@ -2,7 +2,7 @@ import pytest
 
 from models.stylegan2.presets import COMMON, PRESETS
 from models.stylegan2.settings import StyleGAN2Config
-from training.settings.families import make_config
+from training.settings.config import make_config
 
 COLUMNS = "ref_gpus kimg batch mbstd_group scale lr gamma ema_kimg ema_rampup mapping_layers"
 # The official table.

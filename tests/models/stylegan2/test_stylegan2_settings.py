@@ -5,7 +5,7 @@ from models.stylegan2.settings import CHANNEL_BASE, LOSSES
 from tests import tiny
 from training.networks import Discriminator
 from training.objectives import ADVERSARIAL_LOSSES
-from training.settings.families import make_config
+from training.settings.config import make_config
 
 
 @pytest.mark.parametrize("resume", [None, "net.pkl"])

@@ -47,7 +47,8 @@ def learning_rates(model):
 
 def test_phases_follow_the_settings(model):
     def names(**options):
-        coop, adversarial = build_stages(tiny.config(**TINY | options), model, ignore)
+        config = tiny.config(**TINY | options)
+        coop, adversarial = build_stages(config, model.parts, model.loss, ignore)
         return [phase.name for stage in (coop, adversarial) if stage for phase in stage.phases]
 
     assert names(gamma=0.1, pl_weight=2.0) == ["Gmain", "Greg", "Dmain", "Dreg"]
@@ -109,17 +110,17 @@ def test_looking_ahead_is_silent_and_taken_back(data, options):
 
     with G_main.context(draw):
         assert len(drawn) == 3
-        D = zip(model.D.parameters(), before["D"].parameters(), strict=True)
+        D = zip(model.parts.D.parameters(), before["D"].parameters(), strict=True)
         assert any((a != b).any() for a, b in D)
         assert len(D_opt.state_dict()["state"]) > 0
-        assert all(p.grad is None for p in model.D.parameters())
-        for name, value in model.G.state_dict().items():
+        assert all(p.grad is None for p in model.parts.D.parameters())
+        for name, value in model.parts.G.state_dict().items():
             assert torch.equal(value, before["G"].state_dict()[name]), name
         run_phase(adversarial, G_main, draw(), lambda name, value: reported.append(name))
-    for name, value in model.D.state_dict().items():
+    for name, value in model.parts.D.state_dict().items():
         assert torch.equal(value, before["D"].state_dict()[name]), name
     assert not D_opt.state_dict()["state"]
-    G = zip(model.G.parameters(), before["G"].parameters(), strict=True)
+    G = zip(model.parts.G.parameters(), before["G"].parameters(), strict=True)
     assert any((a != b).any() for a, b in G), "G has learnt"
     assert not observed, "ADA does not see steps that are taken back"
     assert sorted(set(reported)) == sorted(reported), "each name once: of the step of G alone"
@@ -130,7 +131,7 @@ def test_looking_ahead_is_silent_and_taken_back(data, options):
 def test_stages_share_networks_and_set_their_learning_rates(data):
     model = make(data, coop_kimg=1, coop_lr_g=0.01, coop_lr_d=0.02)
     for stage, lr_g, lr_d in zip(model.stages, (0.01, 0.0025), (0.02, 0.0025), strict=True):
-        assert stage.nets == {"G": model.G, "D": model.D}
+        assert stage.nets == {"G": model.parts.G, "D": model.parts.D}
         TrainingState(model).enter(stage)
         assert learning_rates(model) == pytest.approx([lr_g * 4 / 5, lr_d * 16 / 17])
 
@@ -151,12 +152,14 @@ def test_every_setting_of_the_cooperative_stage_reaches_its_loss(data):
     assert loss.noise_stds == [0.2, 0.2, 0.2]
     assert (loss.step_size, loss.energy_l2) == (0.5, 0.4)
     assert loss.bounds == {"step_clip": 0.3, "clamp": 0.7}
-    assert (loss.G, loss.D, loss.report) == (model.G, model.D, ignore)
+    assert (loss.G, loss.D, loss.report) == (model.parts.G, model.parts.D, ignore)
 
 
 def test_the_average_generator_is_in_eval_mode(model):
-    assert not any(module.training for module in model.G_ema.modules())
-    assert all(module.training for net in (model.G, model.D) for module in net.modules())
+    assert not any(module.training for module in model.parts.G_ema.modules())
+    assert all(
+        module.training for net in (model.parts.G, model.parts.D) for module in net.modules()
+    )
 
 
 def test_micro_batches_give_the_gradient_of_the_whole(data):
@@ -165,8 +168,8 @@ def test_micro_batches_give_the_gradient_of_the_whole(data):
     gradients = []
     for micro_batches in ([whole], batches(2)):
         model = make(data, coop_kimg=1, coop_noise=0.0)
-        model.D.b4.mbstd.group_size = 1
-        for module in model.G.modules():
+        model.parts.D.b4.mbstd.group_size = 1
+        for module in model.parts.G.modules():
             if hasattr(module, "use_noise"):
                 module.use_noise = False
         for optimizer in model.optimizers.values():
@@ -174,21 +177,20 @@ def test_micro_batches_give_the_gradient_of_the_whole(data):
         stage = model.stages.cooperative
         for phase in stage.phases:
             run_phase(stage, phase, micro_batches, ignore)
-        gradients.append(
-            torch.cat([p.grad.flatten() for net in (model.G, model.D) for p in net.parameters()])
-        )
+        parameters = [*model.parts.G.parameters(), *model.parts.D.parameters()]
+        gradients.append(torch.cat([p.grad.flatten() for p in parameters]))
     torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-3, atol=1e-4)
 
 
 def test_averages_move_only_when_the_generator_has_stepped(data):
     model = make(data, ema_kimg=0.0)
     with torch.no_grad():
-        for parameter in model.G.parameters():
+        for parameter in model.parts.G.parameters():
             parameter.add_(1.0)
-    before = copy.deepcopy(model.G_ema.state_dict())
+    before = copy.deepcopy(model.parts.G_ema.state_dict())
     stage, progress = model.stages.adversarial, TrainingState(model).progress
     model.after_iteration(stage, {"D"}, progress)
-    assert all(torch.equal(v, before[name]) for name, v in model.G_ema.state_dict().items())
+    assert all(torch.equal(v, before[name]) for name, v in model.parts.G_ema.state_dict().items())
     model.after_iteration(stage, {"G", "D"}, progress)
-    for a, b in zip(model.G_ema.parameters(), model.G.parameters(), strict=True):
+    for a, b in zip(model.parts.G_ema.parameters(), model.parts.G.parameters(), strict=True):
         torch.testing.assert_close(a, b)

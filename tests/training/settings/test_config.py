@@ -6,7 +6,7 @@ import pytest
 
 from dnnlib.errors import OptionError
 from tests import tiny
-from training.settings.families import config_from_json, make_config
+from training.settings.config import config_from_json, make_config
 
 
 def test_options_override_the_preset():

@@ -11,14 +11,8 @@ import models
 from dnnlib.command import SectionedCommand
 from dnnlib.errors import OptionError
 from models.stylegan2.settings import StyleGAN2Config
-from training.settings.config import TrainingConfig
-from training.settings.families import (
-    config_class,
-    config_from_json,
-    family_name,
-    make_config,
-    preset_names,
-)
+from training.settings.config import TrainingConfig, config_from_json, make_config
+from training.settings.families import config_class, family_name, preset_names
 from training.settings.options import option_sections
 from training.settings.run_name import describe_run
 from training.settings.setting import NamePart, setting, settings_of
