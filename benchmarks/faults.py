@@ -24,8 +24,8 @@ import psutil
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from torch_utils.distributed import SIGNALS  # noqa: E402
-from training.run.checkpoint import (  # noqa: E402
+from torch_utils.distributed import SIGNALS
+from training.run.checkpoint import (
     KEPT,
     CheckpointError,
     CheckpointFile,

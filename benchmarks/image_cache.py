@@ -21,18 +21,15 @@ import click
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-import numpy as np  # noqa: E402
-import PIL.Image  # noqa: E402
-import torch  # noqa: E402
+import numpy as np
+import PIL.Image
+import torch
 
-from benchmarks.train_step import processor  # noqa: E402
-from training.data.data_loader import RealImages  # noqa: E402
-from training.data.image_cache import cache_images  # noqa: E402
-from training.dataset import ImageFolderDataset  # noqa: E402
-from training.settings.config import (
-    TrainingConfig,  # noqa: E402
-    make_config,  # noqa: E402
-)
+from benchmarks.train_step import processor
+from training.data.data_loader import RealImages
+from training.data.image_cache import cache_images
+from training.dataset import ImageFolderDataset
+from training.settings.config import TrainingConfig, make_config
 
 
 @click.command()

@@ -24,16 +24,16 @@ import click
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-import torch  # noqa: E402
+import torch
 
-from benchmarks.random_images import RandomImages  # noqa: E402
-from benchmarks.train_step import Steps, read_options  # noqa: E402
-from torch_utils.devices import find_device  # noqa: E402
-from torch_utils.host_memory import keep_freed_memory  # noqa: E402
-from torch_utils.ops import backend  # noqa: E402
-from torch_utils.ops.bias_act import bias_act  # noqa: E402
-from torch_utils.ops.upfirdn2d import downsample2d, filter2d, setup_filter, upsample2d  # noqa: E402
-from training.networks import modulated_conv2d  # noqa: E402
+from benchmarks.random_images import RandomImages
+from benchmarks.train_step import Steps, read_options
+from torch_utils.devices import find_device
+from torch_utils.host_memory import keep_freed_memory
+from torch_utils.ops import backend
+from torch_utils.ops.bias_act import bias_act
+from torch_utils.ops.upfirdn2d import downsample2d, filter2d, setup_filter, upsample2d
+from training.networks import modulated_conv2d
 
 SHAPES = {
     "cpu": ([32, 64, 8, 8], [32, 64, 16, 16], [16, 32, 32, 32], [8, 32, 64, 64], [4, 16, 128, 128]),

@@ -27,19 +27,16 @@ import click
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-import torch  # noqa: E402
+import torch
 
-import train  # noqa: E402
-from benchmarks.random_images import RandomImages  # noqa: E402
-from benchmarks.train_step import processor  # noqa: E402
-from training.launch.plan import machine_settings  # noqa: E402
-from training.run.checkpoint import find_checkpoints  # noqa: E402
-from training.settings.config import (
-    TrainingConfig,  # noqa: E402
-    make_config,  # noqa: E402
-)
-from training.training_loop import iterate  # noqa: E402
-from training.training_run import TrainingRun  # noqa: E402
+import train
+from benchmarks.random_images import RandomImages
+from benchmarks.train_step import processor
+from training.launch.plan import machine_settings
+from training.run.checkpoint import find_checkpoints
+from training.settings.config import TrainingConfig, make_config
+from training.training_loop import iterate
+from training.training_run import TrainingRun
 
 DEFAULT_SECONDS = 60 * TrainingConfig.save_minutes
 

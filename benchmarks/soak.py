@@ -37,11 +37,11 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import faults  # noqa: E402
-from benchmarks.faults import FAULTS, Trainer  # noqa: E402
-from benchmarks.train_step import processor  # noqa: E402
-from dnnlib.util import atomic_write  # noqa: E402
-from training.run.checkpoint import read_checkpoint  # noqa: E402
+from benchmarks import faults
+from benchmarks.faults import FAULTS, Trainer
+from benchmarks.train_step import processor
+from dnnlib.util import atomic_write
+from training.run.checkpoint import read_checkpoint
 
 OPTIONS = (
     "--cfg=digits",

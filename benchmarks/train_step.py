@@ -26,23 +26,20 @@ import click
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-import torch  # noqa: E402
-from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
-from torch.utils.flop_counter import flop_registry  # noqa: E402
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
-import train  # noqa: E402
-from benchmarks.random_images import RandomImages  # noqa: E402
-from coopinit_patch.loss import no_report  # noqa: E402
-from dnnlib.errors import OptionError  # noqa: E402
-from training.ema import update_ema  # noqa: E402
-from training.launch.plan import machine_settings  # noqa: E402
-from training.model import build_model  # noqa: E402
-from training.run.device import prepare_device  # noqa: E402
-from training.settings.config import (
-    TrainingConfig,  # noqa: E402
-    make_config,  # noqa: E402
-)
-from training.stages import Phase, Stage, run_phase  # noqa: E402
+import train
+from benchmarks.random_images import RandomImages
+from coopinit_patch.loss import no_report
+from dnnlib.errors import OptionError
+from training.ema import update_ema
+from training.launch.plan import machine_settings
+from training.model import build_model
+from training.run.device import prepare_device
+from training.settings.config import TrainingConfig, make_config
+from training.stages import Phase, Stage, run_phase
 
 
 @click.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})

@@ -15,10 +15,10 @@ import click
 DOCS = Path(__file__).resolve().parent
 sys.path.insert(0, str(DOCS.parent))
 
-from training.monitor.diagnostics import SYMPTOMS  # noqa: E402
-from training.settings.config import TrainingConfig  # noqa: E402
-from training.settings.families import config_classes  # noqa: E402
-from training.settings.setting import settings_of  # noqa: E402
+from training.monitor.diagnostics import SYMPTOMS
+from training.settings.config import TrainingConfig
+from training.settings.families import config_classes
+from training.settings.setting import settings_of
 
 COMMANDS = ("train", "generate", "calc_metrics", "export", "dataset_tool")
 INTRODUCTION = """\
