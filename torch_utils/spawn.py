@@ -175,11 +175,11 @@ def _take_signals_from_parent() -> None:
 
 def _write_failure(folder: Path, error: Exception) -> None:
     """Let the parent know why this process fails, unless another one has failed before it."""
-    user_error = isinstance(error, UserError)
     failure = {
         "message": str(error) or type(error).__name__,
-        "traceback": "" if user_error else traceback.format_exc(),
-        "exit_status": error.exit_status if user_error else 1,
+        # What the user or the system is to blame for says enough by itself.
+        "traceback": "" if isinstance(error, UserError | OSError) else traceback.format_exc(),
+        "exit_status": error.exit_status if isinstance(error, UserError) else 1,
         # How a process ends that waits for others in vain.
         "waited": isinstance(error, DistError) or type(error) is RuntimeError,
     }
