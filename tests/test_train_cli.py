@@ -43,12 +43,15 @@ def first(data, tmp_path_factory):
     """A run through both stages; 1000 is no multiple of its batch."""
     outdir = tmp_path_factory.mktemp("first") / "runs"
     options = ("--kimg=2", "--coop-kimg=1", "--coop-steps=2", "--gamma=0", "--batch=96")
+    options += FEW_CHANNELS
     return trained(f"--data={data}", f"--outdir={outdir}", *options)
 
 
 def test_contents_of_the_run_folder(first):
     run_dir, output = first
-    assert run_dir.name == "00000-tiny-digits-gamma0-kimg2-batch96-coop1-coopsteps2"
+    assert run_dir.name == (
+        "00000-tiny-digits-gamma0-kimg2-batch96-coop1-gscale0.00195312-dscale0.00195312-coopsteps2"
+    )
     [events] = run_dir.glob("events.out.tfevents.*")
     states = {path.name for path in run_dir.glob("checkpoint-*.pt")}
     assert {name[:27] for name in states} == {
@@ -176,9 +179,15 @@ def test_a_conditional_run_with_all_of_the_data_options(data, tmp_path):
 def test_resume_starts_from_the_weights_of_the_snapshot(first, data, tmp_path):
     network = first[0] / "network-snapshot-000002.pkl"
     run_dir, _ = trained(
-        f"--data={data}", f"--outdir={tmp_path}", f"--resume={network}", "--batch=256"
+        f"--data={data}",
+        f"--outdir={tmp_path}",
+        f"--resume={network}",
+        "--batch=256",
+        *FEW_CHANNELS,
     )
-    assert run_dir.name == "00000-tiny-digits-kimg1-batch256-resumecustom"
+    assert run_dir.name == (
+        "00000-tiny-digits-kimg1-batch256-resumecustom-gscale0.00195312-dscale0.00195312"
+    )
     with (
         PIL.Image.open(run_dir / "fakes_init.png") as resumed,
         PIL.Image.open(first[0] / "fakes000002.png") as left,
@@ -272,6 +281,7 @@ def test_adaptive_augmentation_starts_after_the_cooperative_stage(data, tmp_path
     assert pipe.p.item() == pytest.approx(adversarial)
 
 
+@pytest.mark.slow
 @without_curves
 def test_fixed_augmentation(data, tmp_path):
     run_dir, _ = trained(

@@ -11,6 +11,7 @@ import train
 from dnnlib.errors import last_line
 from tests import make_data, tiny
 from tests.hostile_pickles import HOSTILE
+from tests.speed import slow
 from tests.train_cli import FEW_CHANNELS, SMALL, refused, snapshot, trained, without_curves
 from training import training_loop
 from training.launch import session
@@ -121,8 +122,7 @@ def test_archives_that_cannot_be_read(tmp_path, content):
 
 
 @tiny.starts_workers
-@pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("damaged", [2, 12])
+@pytest.mark.parametrize(("damaged", "workers"), [slow((2, 0)), (2, 2), (12, 0), slow((12, 2))])
 def test_images_that_turn_out_damaged_while_training(tmp_path, workers, damaged):
     """A few are left out and named; more than 1 % end the run, with what was trained saved."""
     count = 32 * 32 + damaged  # more than reals.png shows
@@ -248,6 +248,7 @@ def test_an_archive_that_is_replaced_while_training(data, tmp_path, monkeypatch)
     assert "Resuming the unfinished run" in output
 
 
+@pytest.mark.slow
 def test_a_run_is_not_removed_with_its_first_picture(data, tmp_path, monkeypatch):
     train = training_loop.train
 
@@ -270,6 +271,7 @@ def test_the_same_damage_is_counted_once(tmp_path, caplog):
     assert output.count("an image is left out") == 1 and name in output
 
 
+@pytest.mark.slow
 def test_damage_in_the_sample_grid_is_passed_over(tmp_path):
     files = make_data.archive_files(make_data.pixels(200, 8, 1))
     [name] = [name for name in files if name.endswith("00000007.png")]

@@ -97,6 +97,7 @@ def test_a_process_that_dies_ends_all(data, tmp_path):
     assert read_checkpoint(find_checkpoints(run_of(outdir))[-1].path)
 
 
+@pytest.mark.slow
 def test_a_refusal_under_torchrun_is_one_line(data, tmp_path):
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     train_twice = [*torchrun, "--nproc-per-node=2", *command(data, tmp_path, "--resume=latest")[1:]]

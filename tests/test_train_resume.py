@@ -275,7 +275,8 @@ def test_networks_of_another_size_are_refused(stopped):
     assert seen(run_dir) == 400
 
 
-@pytest.mark.parametrize("what", [slow("snapshot"), "state"])
+@pytest.mark.slow
+@pytest.mark.parametrize("what", ["snapshot", "state"])
 def test_a_run_whose_result_cannot_be_written_is_not_done(stopped, monkeypatch, what):
     args, run_dir = stopped
 
@@ -307,7 +308,8 @@ sys.exit(job.wait(60))
 """
 
 
-@pytest.mark.parametrize("warning", ["SIGUSR1", slow("SIGINT")])
+@pytest.mark.slow
+@pytest.mark.parametrize("warning", ["SIGUSR1", "SIGINT"])
 def test_under_a_process_manager(data, tmp_path, warning):
     outdir = tmp_path / "runs"
     outdir.mkdir()

@@ -72,9 +72,9 @@ def test_a_run_reports_through_a_full_disk(tmp_path, monkeypatch, caplog):
         reporter.end_tick(32, "cooperative", {})
         with monkeypatch.context() as context:
             nearly_full(context, room=10)
-            reporter.end_tick(64, "cooperative")
+            reporter.end_tick(64, "cooperative", {})
         assert reporter.state_dict()["pending"], "a state that is saved now holds the tick"
-        reporter.end_tick(96, "cooperative")
+        reporter.end_tick(96, "cooperative", {})
     lines = (tmp_path / "stats.jsonl").read_text().splitlines()
     assert [json.loads(line)["Progress/tick"]["mean"] for line in lines] == [0, 1, 2]
     assert "stats.jsonl' lags behind" in caplog.text and "TensorBoard lacks a tick" in caplog.text

@@ -97,6 +97,7 @@ def test_several_processes_find_what_one_finds(files, one_thread):
         assert {result.processes for result in together} == {count}
 
 
+@pytest.mark.slow
 def test_an_image_that_cannot_be_read_ends_both_processes(files, tmp_path):
     images = [make_data.encode(image) for image in make_data.pixels(80, 8)]
     images[70] = images[70][:60]  # in the second batch: of the second process

@@ -8,7 +8,6 @@ from datetime import timedelta
 import pytest
 import torch
 
-from tests.speed import slow_except
 from torch_utils import distributed
 from torch_utils.distributed import (
     all_gather,
@@ -88,6 +87,7 @@ def test_a_result_larger_than_a_pipe():
     assert len(run_processes(large, 2)) == 1 << 20
 
 
+@pytest.mark.slow
 def test_a_process_that_is_killed():
     with pytest.raises(WorkerError, match="^process 1 was killed by signal 9 .often: out of mem"):
         run_processes(die, 2)
@@ -222,7 +222,8 @@ def ask_to_stop(number, handlers):
 SIGNALS = ["SIGTERM", "SIGINT", "SIGUSR1"]
 
 
-@pytest.mark.parametrize("name", slow_except(["SIGINT"], SIGNALS))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SIGNALS)
 def test_a_signal_is_passed_on_as_it_is(name):
     number = getattr(signal, name)
     assert run_processes(ask_to_stop, 2, number, (0, 1)) == [([number], True)] * 2

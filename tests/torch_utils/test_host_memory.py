@@ -33,5 +33,6 @@ def test_freed_memory_is_used_again(monkeypatch):
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+@pytest.mark.slow
 def test_variables_of_the_user_win(monkeypatch):
     assert page_faults(monkeypatch, MALLOC_MMAP_THRESHOLD_="100000")[-1] > 1000

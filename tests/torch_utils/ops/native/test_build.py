@@ -65,6 +65,7 @@ def process(folder, code):
 HOLD = "with build._turn(folder, 60):\n    print('mine', flush=True)\n    time.sleep(600)\n"
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_builds_once_for_processes_that_start_together(tiny, monkeypatch):
     compiler(tiny, monkeypatch, 'exec c++ "$@"')
