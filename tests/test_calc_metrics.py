@@ -101,12 +101,15 @@ def test_a_run_folder_stands_for_its_newest_snapshot(files):
 
 def test_two_sides_of_files(files, tmp_path):
     images = make_data.pixels(30, 16, 3, seed=1)
-    folder = make_data.write_folder(tmp_path / "fakes", {
-        f"{i}.png": make_data.encode(image) for i, image in enumerate(images)})  # fmt: skip
+    folder = make_data.write_folder(
+        tmp_path / "fakes", {f"{i}.png": make_data.encode(image) for i, image in enumerate(images)}
+    )
     [record], words = measured(
-        f"--real={files['data']}", f"--fake={folder}", "--metrics=fid50k_full",
+        f"--real={files['data']}",
+        f"--fake={folder}",
+        "--metrics=fid50k_full",
         f"--detector={files['detector']}",
-    )  # fmt: skip
+    )
     assert list(record["results"]) == ["fid30_full@tiny"]
     assert "Warning: the real images are 8x8, the others 16x16" in words
 
@@ -122,8 +125,10 @@ def test_two_sides_of_features(tmp_path):
 
 def test_the_seed_and_the_noise_change_the_images(files):
     arguments = (
-        f"--network={files['network']}", "--metrics=fid20_full", f"--detector={files['detector']}"
-    )  # fmt: skip
+        f"--network={files['network']}",
+        "--metrics=fid20_full",
+        f"--detector={files['detector']}",
+    )
     values = []
     for changes in ([], ["--seed=1"], ["--noise-mode=none"], ["--batch=3", "--cache=0"]):
         [record], _ = measured(*arguments, *changes)

@@ -108,8 +108,17 @@ def test_digits(tmp_path):
     assert len(dataset) == 1797 and dataset.image_shape == [1, 16, 16]
     assert dataset.label_dim == 10
     assert np.bincount(dataset.raw_labels).tolist() == [
-        178, 182, 177, 183, 181, 182, 181, 179, 174, 180,
-    ]  # fmt: skip
+        178,
+        182,
+        177,
+        183,
+        181,
+        182,
+        181,
+        179,
+        174,
+        180,
+    ]
     large = convert("digits", tmp_path / "d32.zip", "--width=32", "--max-images=2")
     assert large.resolution == 32
     box = convert("digits", tmp_path / "box", "--resize-filter=box", "--max-images=1")

@@ -306,21 +306,25 @@ DATASETS = {
     "the same name twice": (twice, "is in it twice"),
     "many members of one name": (directory(*[entry()] * 2000), "is in it twice"),
     "a million declared": (
-        directory(entry(), declared=10**6, zip64=True), "declares 1000000 members in .* 47 bytes",
+        directory(entry(), declared=10**6, zip64=True),
+        "declares 1000000 members in .* 47 bytes",
     ),
     "more declared than may be": (
-        directory(entry(), declared=2**40, zip64=True), "has 1099511627776 members or more",
+        directory(entry(), declared=2**40, zip64=True),
+        "has 1099511627776 members or more",
     ),
     "directory larger than the file": (directory(entry(), size=10**6), "zip"),
     "directory of 2^60 bytes": (directory(entry(), size=2**60, zip64=True), "zip"),
     "directory of long names": (
-        directory(*[entry(b"x" * 60000, bytes(4) + bytes(996))] * 3), "takes 183138 bytes for 3",
+        directory(*[entry(b"x" * 60000, bytes(4) + bytes(996))] * 3),
+        "takes 183138 bytes for 3",
     ),
     "entry cut off": (directory(entry(), entry()[:20]), "zip"),
     "entry that leads beyond": (directory(entry(), entry(b"x" * 9)[:-5], declared=2), "zip"),
     "no entry where one is declared": (directory(bytes(60)), "zip"),
     "name in no encoding": (
-        directory(entry(b"\xff.png").replace(bytes(2), b"\0\x08", 1)), "zip|a.png|png",
+        directory(entry(b"\xff.png").replace(bytes(2), b"\0\x08", 1)),
+        "zip|a.png|png",
     ),
     "two names for one member": (changed_zip(two_names_for_one_member), "differ|Overlap|zip"),
     "link in a folder": (linked("/etc/passwd"), "a.png' in .* damaged or no image"),
@@ -328,11 +332,10 @@ DATASETS = {
     "link to nothing": (linked("/nowhere/at/all"), "cannot be read"),
     "pipe in a folder": (pipe, "no regular file"),
     "pipe": (lambda folder: pipe(folder, "pipe"), "neither a folder nor a complete zip"),
-    "bomb": (
-        changed_zip(lambda data: declared_size(data, 2_000_000_000)), "to 2000000000 bytes",
-    ),
+    "bomb": (changed_zip(lambda data: declared_size(data, 2_000_000_000)), "to 2000000000 bytes"),
     "bomb in a deflated image": (
-        zip_of(member("a.png", BOMB, method=zipfile.ZIP_DEFLATED)), "damaged or no image",
+        zip_of(member("a.png", BOMB, method=zipfile.ZIP_DEFLATED)),
+        "damaged or no image",
     ),
     "declares less than there is": (changed_zip(lambda d: declared_size(d, 20)), "img00000000"),
     "directory cut off": (changed_zip(lambda data: data[:-30]), "complete zip"),
@@ -340,19 +343,26 @@ DATASETS = {
     "start cut off": (changed_zip(lambda data: data[100:]), "img00000000|zip"),
     "no directory": (changed_zip(lambda data: data[: data.index(b"PK\x01\x02")]), "complete zip"),
     "directory overwritten": (
-        changed_zip(lambda d: d.replace(b"PK\x01\x02", b"PK\x09\x09")), "zip",
+        changed_zip(lambda d: d.replace(b"PK\x01\x02", b"PK\x09\x09")),
+        "zip",
     ),
     "empty zip": (zip_of(), "holds no images"),
     "empty file": (plain(b"", "d.zip"), "complete zip"),
     "only the signature": (plain(b"PK\x05\x06", "d.zip"), "zip"),
     "other archive": (plain(b"\x1f\x8b\x08" + bytes(100), "d.zip"), "complete zip"),
     "unknown compression": (
-        changed_zip(lambda d: d.replace(b"PK\x01\x02\x14\x03\x14\0\0\0\0\0",
-                                        b"PK\x01\x02\x14\x03\x14\0\0\0\x63\0")), "img00000000|zip",
+        changed_zip(
+            lambda d: d.replace(
+                b"PK\x01\x02\x14\x03\x14\0\0\0\0\0", b"PK\x01\x02\x14\x03\x14\0\0\0\x63\0"
+            )
+        ),
+        "img00000000|zip",
     ),
     "encrypted": (
-        changed_zip(lambda d: d.replace(b"PK\x01\x02\x14\x03\x14\0\0\0",
-                                        b"PK\x01\x02\x14\x03\x14\0\x01\0")), "encrypted|password",
+        changed_zip(
+            lambda d: d.replace(b"PK\x01\x02\x14\x03\x14\0\0\0", b"PK\x01\x02\x14\x03\x14\0\x01\0")
+        ),
+        "encrypted|password",
     ),
     "no image": (image(b"hello"), "damaged or no image"),
     "empty image": (image(b""), "damaged or no image"),
@@ -367,7 +377,7 @@ DATASETS = {
     "unknown colour": (image(png(colour=9)), "mode \\?"),
     "no png behind its name": (image(b"GIF89a" + bytes(20)), "a.png"),
     "control characters in a name": (image(b"", "a\n\x1b[31m.png"), "a\\\\n"),
-}  # fmt: skip
+}
 LABELS = {
     "no JSON": (labels(b"{"), "dataset.json"),
     "no text": (labels(b"\xff\xfe\x00"), "dataset.json"),
@@ -566,9 +576,12 @@ def pickled():
 
 ZIP = zipped()
 FUZZ = settings(
-    max_examples=150, deadline=None, derandomize=True, database=None,
+    max_examples=150,
+    deadline=None,
+    derandomize=True,
+    database=None,
     suppress_health_check=list(HealthCheck),
-)  # fmt: skip
+)
 
 
 @FUZZ

@@ -55,14 +55,27 @@ def test_contents_of_the_run_folder(first):
     [events] = run_dir.glob("events.out.tfevents.*")
     states = {path.name for path in run_dir.glob("checkpoint-*.pt")}
     assert {name[:27] for name in states} == {
-        "checkpoint-000002-000001056", "checkpoint-000003-000002016",
-    }  # fmt: skip
+        "checkpoint-000002-000001056",
+        "checkpoint-000003-000002016",
+    }
     assert {path.name for path in run_dir.iterdir()} == {
-        "training_options.json", "log.txt", "stats.jsonl", events.name, "reals.png",
-        "fakes_init.png", "fakes000000.png", "fakes000001.png", "fakes000002.png",
-        "network-snapshot-000000.pkl", "network-snapshot-000001.pkl",
-        "network-snapshot-000002.pkl", "learning-curves.png", "index.html", ".lock", *states,
-    }  # fmt: skip
+        "training_options.json",
+        "log.txt",
+        "stats.jsonl",
+        events.name,
+        "reals.png",
+        "fakes_init.png",
+        "fakes000000.png",
+        "fakes000001.png",
+        "fakes000002.png",
+        "network-snapshot-000000.pkl",
+        "network-snapshot-000001.pkl",
+        "network-snapshot-000002.pkl",
+        "learning-curves.png",
+        "index.html",
+        ".lock",
+        *states,
+    }
     assert output.strip().endswith(f"Done. Open {run_dir / 'index.html'}")
     assert "Metrics are off: fid50k_full would take hours on the CPU" in output
 
@@ -91,24 +104,46 @@ def test_the_stages_switch_at_the_first_iteration_at_or_after_coop_kimg(first):
 @without_curves
 def test_the_switch_may_fall_on_coop_kimg_itself(data, tmp_path):
     run_dir, _ = trained(
-        f"--data={data}", f"--outdir={tmp_path}", "--kimg=2", "--coop-kimg=1", "--coop-steps=1",
-        "--batch=100", "--gamma=0",
-    )  # fmt: skip
+        f"--data={data}",
+        f"--outdir={tmp_path}",
+        "--kimg=2",
+        "--coop-kimg=1",
+        "--coop-steps=1",
+        "--batch=100",
+        "--gamma=0",
+    )
     stages = [tick["Progress/cooperative"]["mean"] for tick in ticks(run_dir)]
     assert [tick["Progress/kimg"]["mean"] for tick in ticks(run_dir)] == [0.1, 1.0, 2.0]
     assert stages == [1, 1, 0]
 
 
 OFFICIAL_STATS = {
-    "Loss/scores/real", "Loss/scores/fake", "Loss/signs/real", "Loss/signs/fake", "Loss/G/loss",
-    "Loss/D/loss", "Progress/tick", "Progress/kimg", "Progress/augment", "Timing/total_sec",
-    "Timing/sec_per_tick", "Timing/sec_per_kimg", "Timing/maintenance_sec", "Timing/Gmain",
-    "Timing/Dmain", "Resources/cpu_mem_gb", "Resources/peak_gpu_mem_gb",
-}  # fmt: skip
+    "Loss/scores/real",
+    "Loss/scores/fake",
+    "Loss/signs/real",
+    "Loss/signs/fake",
+    "Loss/G/loss",
+    "Loss/D/loss",
+    "Progress/tick",
+    "Progress/kimg",
+    "Progress/augment",
+    "Timing/total_sec",
+    "Timing/sec_per_tick",
+    "Timing/sec_per_kimg",
+    "Timing/maintenance_sec",
+    "Timing/Gmain",
+    "Timing/Dmain",
+    "Resources/cpu_mem_gb",
+    "Resources/peak_gpu_mem_gb",
+}
 COOP_STATS = {
-    "Coop/displacement", "Coop/energy_gap", "Coop/grad_norm/Gmain", "Coop/grad_norm/Dmain",
-    "Coop/nonfinite/Gmain", "Coop/nonfinite/Dmain",
-}  # fmt: skip
+    "Coop/displacement",
+    "Coop/energy_gap",
+    "Coop/grad_norm/Gmain",
+    "Coop/grad_norm/Dmain",
+    "Coop/nonfinite/Gmain",
+    "Coop/nonfinite/Dmain",
+}
 
 
 def test_names_of_the_statistics(first):
@@ -152,9 +187,17 @@ def test_generate_makes_images_from_a_snapshot(first, tmp_path):
 def test_a_conditional_run_with_all_of_the_data_options(data, tmp_path):
     (tmp_path / "00007-earlier").mkdir()
     run_dir, _ = trained(
-        f"--data={data}", f"--outdir={tmp_path}", "--cond=1", "--subset=30", "--mirror=1",
-        "--batch=256", "--aug=noaug", "--freezed=1", "--snap=1", "--seed=5",
-    )  # fmt: skip
+        f"--data={data}",
+        f"--outdir={tmp_path}",
+        "--cond=1",
+        "--subset=30",
+        "--mirror=1",
+        "--batch=256",
+        "--aug=noaug",
+        "--freezed=1",
+        "--snap=1",
+        "--seed=5",
+    )
     assert run_dir.name == ("00008-tiny-cond-subset30-mirror-digits-kimg1-batch256-noaug-freezed1")
     *_, last = ticks(run_dir)
     stats = set().union(*ticks(run_dir))
@@ -198,13 +241,23 @@ def test_resume_starts_from_the_weights_of_the_snapshot(first, data, tmp_path):
 @pytest.mark.slow
 def test_cooperative_throughout_and_as_a_program_of_its_own(data, tmp_path):
     command = [
-        sys.executable, ROOT / "train.py", f"--data={data}", *SMALL, "--coop-kimg=5",
-        "--coop-steps=1", "--batch=256", "--workers=1",
-    ]  # fmt: skip
+        sys.executable,
+        ROOT / "train.py",
+        f"--data={data}",
+        *SMALL,
+        "--coop-kimg=5",
+        "--coop-steps=1",
+        "--batch=256",
+        "--workers=1",
+    ]
     done = subprocess.run(
-        command, cwd=tmp_path, capture_output=True, text=True, check=True,
+        command,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
         env=os.environ | {"PYTHONWARNINGS": f"error,{FORK}"},
-    )  # fmt: skip
+    )
     assert "training is cooperative throughout" in done.stdout
     assert "cooperative, kimg" in done.stderr or "%|" in done.stderr, "a progress bar"
     run_dir = tmp_path / "training-runs" / "00000-tiny-digits-kimg1-batch256-coop5-coopsteps1"
@@ -219,11 +272,29 @@ def test_cooperative_throughout_and_as_a_program_of_its_own(data, tmp_path):
 def test_every_official_option_is_accepted_and_a_dry_run_writes_nothing(data, tmp_path):
     outdir = tmp_path / "runs"
     result = invoke(
-        f"--outdir={outdir}", "--gpus=1", "--snap=10", "--metrics=none", "--seed=1", "-n",
-        f"--data={data}", "--cond=true", "--subset=8", "--mirror=1", "--cfg=auto", "--gamma=0.5",
-        "--kimg=7", "--batch=16", "--aug=noaug", "--resume=noresume", "--freezed=0", "--fp32=1",
-        "--nhwc=true", "--nobench=yes", "--allow-tf32=false", "--workers=2",
-    )  # fmt: skip
+        f"--outdir={outdir}",
+        "--gpus=1",
+        "--snap=10",
+        "--metrics=none",
+        "--seed=1",
+        "-n",
+        f"--data={data}",
+        "--cond=true",
+        "--subset=8",
+        "--mirror=1",
+        "--cfg=auto",
+        "--gamma=0.5",
+        "--kimg=7",
+        "--batch=16",
+        "--aug=noaug",
+        "--resume=noresume",
+        "--freezed=0",
+        "--fp32=1",
+        "--nhwc=true",
+        "--nobench=yes",
+        "--allow-tf32=false",
+        "--workers=2",
+    )
     assert result.exit_code == 0, result.output
     assert "Run: tiny-cond-subset8-mirror-auto1-gamma0.5-kimg7-batch16-noaug-freezed0\n" in (
         result.output
@@ -236,19 +307,35 @@ def test_every_official_option_is_accepted_and_a_dry_run_writes_nothing(data, tm
 
 def test_options_of_the_cooperative_stage(data):
     result = invoke(
-        f"--data={data}", "--dry-run", "--cfg=digits", "--coop-kimg=3", "--coop-steps=4",
-        "--coop-step-size=0.5", "--coop-noise=0.5", "--coop-noise-schedule=constant",
-        "--coop-step-clip=3", "--coop-clamp=2", "--coop-energy-l2=0.1",
-        "--coop-lr-g=0.001", "--coop-lr-d=0.002",
-    )  # fmt: skip
+        f"--data={data}",
+        "--dry-run",
+        "--cfg=digits",
+        "--coop-kimg=3",
+        "--coop-steps=4",
+        "--coop-step-size=0.5",
+        "--coop-noise=0.5",
+        "--coop-noise-schedule=constant",
+        "--coop-step-clip=3",
+        "--coop-clamp=2",
+        "--coop-energy-l2=0.1",
+        "--coop-lr-g=0.001",
+        "--coop-lr-d=0.002",
+    )
     assert result.exit_code == 0, result.output
     printed = result.output.partition("Settings: ")[2].partition("Run: ")[0]
     settings = json.loads(printed)
     assert {name: value for name, value in settings.items() if name.startswith("coop_")} == dict(
-        coop_kimg=3, coop_steps=4, coop_step_size=0.5, coop_noise=0.5,
-        coop_noise_schedule="constant", coop_step_clip=3.0, coop_clamp=2.0, coop_energy_l2=0.1,
-        coop_lr_g=0.001, coop_lr_d=0.002,
-    )  # fmt: skip
+        coop_kimg=3,
+        coop_steps=4,
+        coop_step_size=0.5,
+        coop_noise=0.5,
+        coop_noise_schedule="constant",
+        coop_step_clip=3.0,
+        coop_clamp=2.0,
+        coop_energy_l2=0.1,
+        coop_lr_g=0.001,
+        coop_lr_d=0.002,
+    )
 
 
 @pytest.mark.parametrize("cfg", preset_names())
@@ -269,10 +356,18 @@ def test_a_cooperative_stage_longer_than_the_run_is_announced(data):
 @without_curves
 def test_adaptive_augmentation_starts_after_the_cooperative_stage(data, tmp_path):
     run_dir, _ = trained(
-        f"--data={data}", f"--outdir={tmp_path}", "--kimg=3", "--coop-kimg=1", "--coop-steps=1",
-        "--batch=100", "--aug=ada", "--target=0", "--augpipe=blit", "--snap=1",
+        f"--data={data}",
+        f"--outdir={tmp_path}",
+        "--kimg=3",
+        "--coop-kimg=1",
+        "--coop-steps=1",
+        "--batch=100",
+        "--aug=ada",
+        "--target=0",
+        "--augpipe=blit",
+        "--snap=1",
         *FEW_CHANNELS,
-    )  # fmt: skip
+    )
     *coop, adversarial = (tick["Progress/augment"]["mean"] for tick in ticks(run_dir))
     assert coop == [0, 0]
     assert 0 <= adversarial <= 5 * 400 / 500_000  # five updates, each of 4 batches / 500 kimg
@@ -285,9 +380,13 @@ def test_adaptive_augmentation_starts_after_the_cooperative_stage(data, tmp_path
 @without_curves
 def test_fixed_augmentation(data, tmp_path):
     run_dir, _ = trained(
-        f"--data={data}", f"--outdir={tmp_path}", "--batch=200", "--aug=fixed", "--p=0.3",
+        f"--data={data}",
+        f"--outdir={tmp_path}",
+        "--batch=200",
+        "--aug=fixed",
+        "--p=0.3",
         "--augpipe=color",
-    )  # fmt: skip
+    )
     assert run_dir.name.endswith("-fixed-p0.3-color")
     assert [t["Progress/augment"]["mean"] for t in ticks(run_dir)] == pytest.approx([0.3, 0.3])
 

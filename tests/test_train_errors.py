@@ -89,14 +89,18 @@ BAD_DATA = {
     "not square": ({"a.png": make_data.encode(IMAGES[0][:, :4])}, [], "4x8"),
     "no power of two": ({"a.png": make_data.encode(make_data.pixels(1, 12)[0])}, [], "12x12"),
     "mixed sizes": (
-        FILES | {LAST: make_data.encode(make_data.pixels(1, 16, 1)[0])}, [], "mixes .*16x16",
+        FILES | {LAST: make_data.encode(make_data.pixels(1, 16, 1)[0])},
+        [],
+        "mixes .*16x16",
     ),
     "mixed colours": (
-        FILES | {LAST: make_data.encode(make_data.pixels(1, 8)[0])}, [], "mixes .*RGB",
+        FILES | {LAST: make_data.encode(make_data.pixels(1, 8)[0])},
+        [],
+        "mixes .*RGB",
     ),
     "no labels": (FILES, ["--cond=1"], "no labels in dataset.json; train without --cond"),
     "subset too large": (FILES, ["--subset=4"], "1 to 3 images, not 4"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", BAD_DATA)
@@ -185,20 +189,28 @@ def test_snapshots_that_no_run_can_start_from(data, tmp_path, content, message):
     [
         (OSError(), "OSError"),
         (OSError(28, "No space left on device"), "[Errno 28] No space left on device"),
-        (ValueError("Caught in worker 0.\nTraceback:\nbuiltins.ValueError: it is damaged"),
-         "it is damaged"),
+        (
+            ValueError("Caught in worker 0.\nTraceback:\nbuiltins.ValueError: it is damaged"),
+            "it is damaged",
+        ),
     ],
-)  # fmt: skip
+)
 def test_errors_end_in_one_line(error, line):
     assert last_line(error) == line
 
 
 def test_a_run_that_diverges_stops_with_its_last_good_networks(data, tmp_path):
     line = refused(
-        f"--data={data}", f"--outdir={tmp_path}", *SMALL, "--batch=128", "--coop-kimg=1",
-        "--coop-steps=3", "--coop-noise=literal", "--coop-step-size=1000",
+        f"--data={data}",
+        f"--outdir={tmp_path}",
+        *SMALL,
+        "--batch=128",
+        "--coop-kimg=1",
+        "--coop-steps=3",
+        "--coop-noise=literal",
+        "--coop-step-size=1000",
         code=1,
-    )  # fmt: skip
+    )
     assert line.startswith("Error: the cooperative stage diverged before kimg ")
     assert "Langevin chains moved images" in line and "--coop-clamp=1" in line
     [run_dir] = tmp_path.iterdir()
@@ -211,10 +223,18 @@ def test_a_run_that_diverges_stops_with_its_last_good_networks(data, tmp_path):
 
 def test_a_run_that_diverges_goes_back_once_if_asked_to(data, tmp_path):
     line = refused(
-        f"--data={data}", f"--outdir={tmp_path}", *SMALL, "--batch=128", "--coop-kimg=1",
-        "--coop-steps=3", "--coop-noise=literal", "--coop-step-size=1000",
-        "--on-divergence=restore", *TINY, code=1,
-    )  # fmt: skip
+        f"--data={data}",
+        f"--outdir={tmp_path}",
+        *SMALL,
+        "--batch=128",
+        "--coop-kimg=1",
+        "--coop-steps=3",
+        "--coop-noise=literal",
+        "--coop-step-size=1000",
+        "--on-divergence=restore",
+        *TINY,
+        code=1,
+    )
     assert line.startswith("Error: the cooperative stage diverged before kimg ")
     [run_dir] = tmp_path.iterdir()
     log = (run_dir / "log.txt").read_text()

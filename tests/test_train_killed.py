@@ -32,11 +32,25 @@ SLOW_TO_IMPORT = (
 )
 # Everything that remembers something: ADA, path lengths, power iterations, moments, look-ahead.
 OPTIONS = (
-    "--cfg=digits", "--kimg=2", "--coop-kimg=1", "--coop-steps=2", "--batch=16", "--device=cpu",
-    "--g-scale=0.001953125", "--d-scale=0.001953125", "--gamma=1", "--pl-weight=2", "--aug=ada",
-    "--style-mixing=0.9", "--zcr=1", "--sn=1", "--brc-lookahead=1", "--save-minutes=0",
-    "--snap=1", "--ops=ref",
-)  # fmt: skip
+    "--cfg=digits",
+    "--kimg=2",
+    "--coop-kimg=1",
+    "--coop-steps=2",
+    "--batch=16",
+    "--device=cpu",
+    "--g-scale=0.001953125",
+    "--d-scale=0.001953125",
+    "--gamma=1",
+    "--pl-weight=2",
+    "--aug=ada",
+    "--style-mixing=0.9",
+    "--zcr=1",
+    "--sn=1",
+    "--brc-lookahead=1",
+    "--save-minutes=0",
+    "--snap=1",
+    "--ops=ref",
+)
 
 
 class Moment(NamedTuple):

@@ -53,9 +53,13 @@ def first(files, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DNNLIB_CACHE_DIR", str(folder / "cache"))
         return trained(
-            f"--data={files['data']}", f"--outdir={folder / 'runs'}", "--cond=1", *COMMON,
-            f"--detector={files['detector']}", "--metrics=fid20_full,pr20_k3,classes20_full",
-        )  # fmt: skip
+            f"--data={files['data']}",
+            f"--outdir={folder / 'runs'}",
+            "--cond=1",
+            *COMMON,
+            f"--detector={files['detector']}",
+            "--metrics=fid20_full,pr20_k3,classes20_full",
+        )
 
 
 def records(run_dir, name):
@@ -176,9 +180,13 @@ def test_a_measurement_that_fails_does_not_end_training(
 
     monkeypatch.setattr(Evaluation, "_compute", broken)
     run_dir, output = trained(
-        f"--data={files['data']}", f"--outdir={tmp_path}", "--kimg=1", "--metrics=is20",
-        f"--detector={files['detector']}", *FEW_CHANNELS,
-    )  # fmt: skip
+        f"--data={files['data']}",
+        f"--outdir={tmp_path}",
+        "--kimg=1",
+        "--metrics=is20",
+        f"--detector={files['detector']}",
+        *FEW_CHANNELS,
+    )
     warning = f"No metrics of network-snapshot-000001.pkl: {message}"
     assert warning in output and warning in (run_dir / "log.txt").read_text()
 
@@ -219,9 +227,12 @@ def test_which_metrics(files, options, metrics):
 
 def test_metrics_that_were_asked_for_must_be_possible(files, tmp_path, offline):
     message = refused(
-        f"--data={files['data']}", f"--outdir={tmp_path / 'runs'}", *SMALL,
-        "--metrics=fid50k_full", code=1,
-    )  # fmt: skip
+        f"--data={files['data']}",
+        f"--outdir={tmp_path / 'runs'}",
+        *SMALL,
+        "--metrics=fid50k_full",
+        code=1,
+    )
     assert "inception-2015-12-05.pt" in message and "--metrics=none" in message
     assert not (tmp_path / "runs").exists()
 
@@ -230,9 +241,13 @@ def test_a_detector_must_have_what_the_metrics_need(files, tmp_path):
     torch_file = tmp_path / "text.pt"
     torch_file.write_text("hello")
     message = refused(
-        f"--data={files['data']}", f"--outdir={tmp_path / 'runs'}", *SMALL,
-        f"--detector={torch_file}", "--metrics=is20", code=1,
-    )  # fmt: skip
+        f"--data={files['data']}",
+        f"--outdir={tmp_path / 'runs'}",
+        *SMALL,
+        f"--detector={torch_file}",
+        "--metrics=is20",
+        code=1,
+    )
     assert "no usable TorchScript file" in message and not (tmp_path / "runs").exists()
 
 
@@ -253,9 +268,11 @@ def test_metrics_that_are_impossible_once_stay_settings_of_the_run(
     detector = tmp_path / "own.pt"
     shutil.copy(files["detector"], detector)
     run_dir, _ = trained(
-        f"--data={files['data']}", f"--outdir={tmp_path / 'runs'}", "--metrics=is20",
+        f"--data={files['data']}",
+        f"--outdir={tmp_path / 'runs'}",
+        "--metrics=is20",
         f"--detector={detector}",
-    )  # fmt: skip
+    )
     detector.unlink()
     output = invoke(f"--resume={run_dir}", "--kimg=2").output
     assert "Metrics are off: " in output and "Done." in output

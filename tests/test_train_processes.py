@@ -33,9 +33,14 @@ def command(data, outdir, *options):
 
 def start(args):
     return subprocess.Popen(
-        args, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"}, start_new_session=True,
-    )  # fmt: skip
+        args,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        start_new_session=True,
+    )
 
 
 def output_of(process, seconds=120):
@@ -78,9 +83,7 @@ def test_spawned_processes_and_another_count_on_resume(data, tmp_path):
     assert ticks(run_dir)[0]["Loss/scores/real"]["num"] == 40, "what both have seen"
     state = read_checkpoint(find_checkpoints(run_dir)[0].path)
     assert state["parts"]["data"]["position"] == 2000 and len(state["random"]) == 2
-    again = start([
-        sys.executable, "train.py", f"--resume={run_dir}", "--gpus=1", "--kimg=3",
-    ])  # fmt: skip
+    again = start([sys.executable, "train.py", f"--resume={run_dir}", "--gpus=1", "--kimg=3"])
     output = output_of(again)
     assert "gpus: 2 -> 1" in output and "Done." in output
     assert [tick["Progress/kimg"]["mean"] for tick in ticks(run_dir)][-1] == 3.0
@@ -170,9 +173,7 @@ def test_data_that_are_replaced_end_all_with_the_state_saved(data, tmp_path):
 @pytest.mark.slow
 def test_a_process_that_hangs_ends_all(data, tmp_path):
     outdir = tmp_path / "runs"
-    process = start(
-        command(data, outdir, "--gpus=2", "--kimg=1000", "--timeout-minutes=0.05")
-    )  # fmt: skip
+    process = start(command(data, outdir, "--gpus=2", "--kimg=1000", "--timeout-minutes=0.05"))
     wait_for_a_state(process, outdir)
     stopped = trainers(process)[1]
     stopped.suspend()
@@ -245,13 +246,19 @@ def agents(data, outdir, *options):
     """Two torchrun agents of one process each, as on two machines."""
     port = free_port()
     return [
-        start([
-            *TORCHRUN, "--nnodes=2", "--nproc-per-node=1", f"--node-rank={node}",
-            "--master-addr=127.0.0.1", f"--master-port={port}",
-            *command(data, outdir, *options)[1:],
-        ])
+        start(
+            [
+                *TORCHRUN,
+                "--nnodes=2",
+                "--nproc-per-node=1",
+                f"--node-rank={node}",
+                "--master-addr=127.0.0.1",
+                f"--master-port={port}",
+                *command(data, outdir, *options)[1:],
+            ]
+        )
         for node in range(2)
-    ]  # fmt: skip
+    ]
 
 
 def ranks(agent):
@@ -263,10 +270,16 @@ def ranks(agent):
 @pytest.mark.slow
 def test_torchrun_starts_again_what_was_killed_and_a_signal_to_one_stops_all(data, tmp_path):
     outdir = tmp_path / "runs"
-    agent = start([
-        *TORCHRUN, "--standalone", "--nproc-per-node=2", "--max-restarts=1", "--monitor-interval=1",
-        *command(data, outdir, "--kimg=1000", "--save-minutes=0.001")[1:],
-    ])  # fmt: skip
+    agent = start(
+        [
+            *TORCHRUN,
+            "--standalone",
+            "--nproc-per-node=2",
+            "--max-restarts=1",
+            "--monitor-interval=1",
+            *command(data, outdir, "--kimg=1000", "--save-minutes=0.001")[1:],
+        ]
+    )
     reached = wait_for_a_state(agent, outdir, newer_than=40)
     before = ranks(agent)
     before[1].kill()

@@ -81,9 +81,16 @@ def test_losses_with_and_without_brc(data, tmp_path, loss, brc):
 )
 def test_architectures_and_capacity(data, tmp_path, g_arch, d_arch):
     run_dir, _ = through_both_stages(
-        data, tmp_path, f"--g-arch={g_arch}", f"--d-arch={d_arch}", "--g-scale=0.00390625",
-        "--d-scale=0.0078125", "--mapping-layers=3", "--gamma=1", "--pl-weight=2",
-    )  # fmt: skip
+        data,
+        tmp_path,
+        f"--g-arch={g_arch}",
+        f"--d-arch={d_arch}",
+        "--g-scale=0.00390625",
+        "--d-scale=0.0078125",
+        "--mapping-layers=3",
+        "--gamma=1",
+        "--pl-weight=2",
+    )
     final = snapshot(run_dir / "network-snapshot-000002.pkl")
     G, D = final["G"], final["D"]
     assert (G.synthesis.b8.architecture, D.b8.architecture) == (g_arch, d_arch)
@@ -95,9 +102,14 @@ def test_architectures_and_capacity(data, tmp_path, g_arch, d_arch):
 def test_learning_rates_of_each_network(data, tmp_path):
     """A rate next to nothing leaves a network where it was."""
     run_dir, _ = trained(
-        f"--data={data}", f"--outdir={tmp_path}", "--kimg=1", *TINY, "--lr=0.01", "--lr-d=1e-30",
+        f"--data={data}",
+        f"--outdir={tmp_path}",
+        "--kimg=1",
+        *TINY,
+        "--lr=0.01",
+        "--lr-d=1e-30",
         "--snap=1",
-    )  # fmt: skip
+    )
     first, last = (snapshot(run_dir / f"network-snapshot-00000{i}.pkl") for i in (0, 1))
     moved = {
         name: any(

@@ -314,13 +314,21 @@ def test_under_a_process_manager(data, tmp_path, warning):
     outdir = tmp_path / "runs"
     outdir.mkdir()
     job = [
-        sys.executable, "train.py", f"--data={data}", f"--outdir={outdir}", *TINY, "--kimg=1000",
+        sys.executable,
+        "train.py",
+        f"--data={data}",
+        f"--outdir={outdir}",
+        *TINY,
+        "--kimg=1000",
         "--workers=2",
-    ]  # fmt: skip
+    ]
     done = subprocess.run(
         [sys.executable, "-c", MANAGER, str(outdir), warning, *job],
-        cwd=ROOT, capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"Stopped by {warning} at kimg" in done.stdout and "Traceback" not in done.stderr
     [run_dir] = outdir.iterdir()

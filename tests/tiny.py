@@ -39,9 +39,14 @@ def networks(c_dim=0, resolution=8, seed=0):
     """G and D of a few channels, for grey images."""
     torch.manual_seed(seed)
     G = Generator(
-        z_dim=4, c_dim=c_dim, w_dim=4, img_resolution=resolution, img_channels=1,
-        mapping_kwargs=dict(num_layers=1), synthesis_kwargs=dict(channel_base=32),
-    )  # fmt: skip
+        z_dim=4,
+        c_dim=c_dim,
+        w_dim=4,
+        img_resolution=resolution,
+        img_channels=1,
+        mapping_kwargs=dict(num_layers=1),
+        synthesis_kwargs=dict(channel_base=32),
+    )
     D = Discriminator(c_dim, resolution, 1, channel_base=32)
     return G, D
 

@@ -17,6 +17,10 @@ def test_measures_every_operator_with_both_implementations():
     assert len(text.splitlines()) == len(rows) + 3
     for result in rows:
         assert set(result["seconds"]) == {
-            "copy", "ref forward", "native forward", "ref backward", "native backward",
-        }  # fmt: skip
+            "copy",
+            "ref forward",
+            "native forward",
+            "ref backward",
+            "native backward",
+        }
         assert result["forward_ratio"] > 0 and result["backward_ratio"] > 0

@@ -8,8 +8,16 @@ from tests.train_cli import logging_as_before
 
 
 def run(*args):
-    small = ("--cfg=digits", "--resolution=8", "--channels=1", "--device=cpu", "--batch=8",
-             "--gamma=1", "--g-scale=0.00390625", "--d-scale=0.00390625")  # fmt: skip
+    small = (
+        "--cfg=digits",
+        "--resolution=8",
+        "--channels=1",
+        "--device=cpu",
+        "--batch=8",
+        "--gamma=1",
+        "--g-scale=0.00390625",
+        "--d-scale=0.00390625",
+    )
     with logging_as_before():
         return CliRunner().invoke(save_checkpoint.main, [*small, *args])
 

@@ -35,10 +35,20 @@ def test_both_stages_are_measured(tmp_path):
     with logging_as_before():
         result = CliRunner().invoke(
             train_step.main,
-            ["--cfg=digits", "--resolution=8", "--channels=1", "--classes=3", "--device=cpu",
-             "--batch=8", "--gamma=1", "--g-scale=0.00390625", "--warmup=0", "--repeats=1",
-             f"--save={path}"],
-        )  # fmt: skip
+            [
+                "--cfg=digits",
+                "--resolution=8",
+                "--channels=1",
+                "--classes=3",
+                "--device=cpu",
+                "--batch=8",
+                "--gamma=1",
+                "--g-scale=0.00390625",
+                "--warmup=0",
+                "--repeats=1",
+                f"--save={path}",
+            ],
+        )
     assert result.exit_code == 0, result.output
     report = json.loads(path.read_text())
     assert report["stages"]["adversarial"]["intervals"]["Dreg"] == 16

@@ -19,9 +19,19 @@ from torch_utils.spawn import WorkerError, run_processes
 from training.run.networks_file import NetworksFileError
 
 ALL = (
-    "fid20_full", "fid20", "kid20_full", "is20", "pr20_k3_full", "dc20_k5_full", "classes20_full",
-    "ppl2_wend8", "ppl_zfull8", "ppl_wfull8", "ppl_zend8", "ppl_wend8",
-)  # fmt: skip
+    "fid20_full",
+    "fid20",
+    "kid20_full",
+    "is20",
+    "pr20_k3_full",
+    "dc20_k5_full",
+    "classes20_full",
+    "ppl2_wend8",
+    "ppl_zfull8",
+    "ppl_wfull8",
+    "ppl_zend8",
+    "ppl_wend8",
+)
 
 
 @pytest.fixture(autouse=True)
@@ -181,8 +191,9 @@ def test_full_ignores_subset_and_mirroring(files, tmp_path):
 
 
 def test_files_on_both_sides(files, tmp_path):
-    other = make_data.write_zip(tmp_path / "b.zip", make_data.archive_files(
-        make_data.pixels(12, 8, 1, seed=5)))  # fmt: skip
+    other = make_data.write_zip(
+        tmp_path / "b.zip", make_data.archive_files(make_data.pixels(12, 8, 1, seed=5))
+    )
     same = job(files, "fid50k_full", "pr50k3_full", fake=files["data"], real=files["data"])
     assert values(run_job(same)) == {
         "fid20_full@tiny": pytest.approx(0, abs=1e-9),
@@ -195,8 +206,9 @@ def test_files_on_both_sides(files, tmp_path):
 
 
 def test_one_image(files, tmp_path):
-    one = make_data.write_zip(tmp_path / "one.zip", make_data.archive_files(
-        make_data.pixels(1, 8, 1)))  # fmt: skip
+    one = make_data.write_zip(
+        tmp_path / "one.zip", make_data.archive_files(make_data.pixels(1, 8, 1))
+    )
     [result] = run_job(job(files, "fid50k_full", fake=one, real=files["data"]))
     assert result.metric == "fid1_full@tiny" and result.values["fid1_full@tiny"] > 0
     with pytest.raises(MetricError, match="at least 4 images"):

@@ -8,9 +8,19 @@ from metrics.registry import find_metric, format_count, metric_names, parse_metr
 from metrics.sources import FeatureFile
 
 OFFICIAL = {
-    "fid50k_full", "fid50k", "kid50k_full", "kid50k", "pr50k3_full", "pr50k3", "is50k",
-    "ppl2_wend", "ppl_zfull", "ppl_wfull", "ppl_zend", "ppl_wend",
-}  # fmt: skip
+    "fid50k_full",
+    "fid50k",
+    "kid50k_full",
+    "kid50k",
+    "pr50k3_full",
+    "pr50k3",
+    "is50k",
+    "ppl2_wend",
+    "ppl_zfull",
+    "ppl_wfull",
+    "ppl_zend",
+    "ppl_wend",
+}
 
 
 def test_all_official_names():
@@ -23,20 +33,34 @@ def test_all_official_names():
 
 @pytest.mark.parametrize(
     ("name", "num_real"),
-    [("fid50k_full", None), ("fid50k", 50_000), ("kid50k_full", 1_000_000), ("kid50k", 50_000),
-     ("pr50k3_full", 200_000), ("pr50k3", 50_000), ("is50k", 0), ("ppl2_wend", 0)],
-)  # fmt: skip
+    [
+        ("fid50k_full", None),
+        ("fid50k", 50_000),
+        ("kid50k_full", 1_000_000),
+        ("kid50k", 50_000),
+        ("pr50k3_full", 200_000),
+        ("pr50k3", 50_000),
+        ("is50k", 0),
+        ("ppl2_wend", 0),
+    ],
+)
 def test_numbers_of_real_images(name, num_real):
     assert find_metric(name).num_real == num_real
 
 
 @pytest.mark.parametrize(
     ("name", "base", "count"),
-    [("fid2k_full", "fid50k_full", 2000), ("fid1797_full", "fid50k_full", 1797),
-     ("kid7", "kid50k", 7), ("pr2000_k3_full", "pr50k3_full", 2000), ("is1k", "is50k", 1000),
-     ("ppl2_wend10k", "ppl2_wend", 10_000), ("dc2k5_full", "dc50k5_full", 2000),
-     ("pr1797_k3", "pr50k3", 1797)],
-)  # fmt: skip
+    [
+        ("fid2k_full", "fid50k_full", 2000),
+        ("fid1797_full", "fid50k_full", 1797),
+        ("kid7", "kid50k", 7),
+        ("pr2000_k3_full", "pr50k3_full", 2000),
+        ("is1k", "is50k", 1000),
+        ("ppl2_wend10k", "ppl2_wend", 10_000),
+        ("dc2k5_full", "dc50k5_full", 2000),
+        ("pr1797_k3", "pr50k3", 1797),
+    ],
+)
 def test_other_numbers_of_images(name, base, count):
     found = find_metric(name)
     assert found.num_generated == count and found.compute is find_metric(base).compute
@@ -47,8 +71,22 @@ def test_the_same_number_in_other_words_is_the_standard_metric():
     assert find_metric("fid50000_full").name == "fid50k_full"
 
 
-@pytest.mark.parametrize("name", ["fid", "fid0k", "fid-5k", "fid50k_ful", "ppl2", "FID50k", "fid50"
-                                  "kk", "", "fid50k_full_x", "pr17973", "fid２k"])  # fmt: skip
+@pytest.mark.parametrize(
+    "name",
+    [
+        "fid",
+        "fid0k",
+        "fid-5k",
+        "fid50k_ful",
+        "ppl2",
+        "FID50k",
+        "fid50kk",
+        "",
+        "fid50k_full_x",
+        "pr17973",
+        "fid２k",
+    ],
+)
 def test_unknown_names(name):
     with pytest.raises(MetricError, match="no metric is called .*fid50k_full, .*such as fid10k"):
         find_metric(name)

@@ -8,10 +8,16 @@ from metrics.report import append_result, describe, json_line, keep_best, run_di
 
 def result(value, name="fid2k_full", better="lower", **changes):
     fields = dict(
-        metric=name, values={name: value}, better={name: better} if better else {}, seconds=62.0,
-        detector={"name": "inception", "sha256": "ab"}, num_real=7, num_generated=2000,
-        processes=2, settings={"seed": 0, "noise_mode": "random"},
-    )  # fmt: skip
+        metric=name,
+        values={name: value},
+        better={name: better} if better else {},
+        seconds=62.0,
+        detector={"name": "inception", "sha256": "ab"},
+        num_real=7,
+        num_generated=2000,
+        processes=2,
+        settings={"seed": 0, "noise_mode": "random"},
+    )
     return Result(**(fields | changes))
 
 
@@ -29,11 +35,18 @@ def test_the_official_fields_and_ours(run_dir):
     line = json.loads(json_line(result(3.5), str(snapshot), run_dir))
     timestamp = line.pop("timestamp")
     assert timestamp > 1e9 and line == {
-        "results": {"fid2k_full": 3.5}, "metric": "fid2k_full", "total_time": 62.0,
-        "total_time_str": "1m 02s", "num_gpus": 2, "snapshot_pkl": "network-snapshot-000004.pkl",
-        "detector": {"name": "inception", "sha256": "ab"}, "num_real": 7, "num_generated": 2000,
-        "seed": 0, "noise_mode": "random",
-    }  # fmt: skip
+        "results": {"fid2k_full": 3.5},
+        "metric": "fid2k_full",
+        "total_time": 62.0,
+        "total_time_str": "1m 02s",
+        "num_gpus": 2,
+        "snapshot_pkl": "network-snapshot-000004.pkl",
+        "detector": {"name": "inception", "sha256": "ab"},
+        "num_real": 7,
+        "num_generated": 2000,
+        "seed": 0,
+        "noise_mode": "random",
+    }
 
 
 def test_a_snapshot_outside_of_runs(run_dir, tmp_path):
@@ -68,10 +81,12 @@ def test_the_best_snapshot_is_kept_also_after_the_process_has_ended(run_dir):
 def test_only_what_was_measured_alike_is_compared(run_dir):
     record(run_dir, 5.0, b"a")
     other = [
-        dict(detector={"name": "inception", "sha256": "cd"}), dict(num_real=8),
-        dict(num_generated=20), dict(settings={"seed": 1, "noise_mode": "random"}),
+        dict(detector={"name": "inception", "sha256": "cd"}),
+        dict(num_real=8),
+        dict(num_generated=20),
+        dict(settings={"seed": 1, "noise_mode": "random"}),
         dict(settings={"seed": 0, "noise_mode": "const"}),
-    ]  # fmt: skip
+    ]
     for number, changes in enumerate(other):
         assert record(run_dir, 9.0, b"%d" % number, **changes) and best(run_dir) == b"%d" % number
     assert not record(run_dir, 6.0, b"b"), "5.0 was measured in the same way"

@@ -28,9 +28,18 @@ TOY = models.Family(
     networks=("tests.models.toy",),
 )
 OPTIONS = (
-    "--cfg=toy", "--cond=1", "--coop-kimg=1", "--kimg=2", "--coop-steps=2", "--workers=0",
-    "--device=cpu", "--ops=ref", "--snap=1", "--save-minutes=0", "--width=12",
-)  # fmt: skip
+    "--cfg=toy",
+    "--cond=1",
+    "--coop-kimg=1",
+    "--kimg=2",
+    "--coop-steps=2",
+    "--workers=0",
+    "--device=cpu",
+    "--ops=ref",
+    "--snap=1",
+    "--save-minutes=0",
+    "--width=12",
+)
 # A process that is killed, with the family in its registry, once so many images have been seen.
 KILLED = """
 import os, signal, sys

@@ -51,9 +51,11 @@ def batch():
     torch.manual_seed(2)
     none = torch.zeros(6, 0)
     return dict(
-        real_img=torch.randn(6, 1, 2, 2, dtype=torch.float64), real_c=none,
-        gen_z=torch.randn(6, 3, dtype=torch.float64), gen_c=none,
-    )  # fmt: skip
+        real_img=torch.randn(6, 1, 2, 2, dtype=torch.float64),
+        real_c=none,
+        gen_z=torch.randn(6, 3, dtype=torch.float64),
+        gen_c=none,
+    )
 
 
 def flat_gradient(function, net, step=1e-6):

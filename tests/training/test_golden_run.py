@@ -45,11 +45,28 @@ def train(folder, ops):
     labels = [[f"img{index:08d}.png", index % 3] for index in range(32)]
     (data / "dataset.json").write_text(json.dumps({"labels": labels}))
     settings = dict(
-        data=str(data), cond=True, mirror=True, cfg="digits", z_dim=16, w_dim=16,
-        g_scale=1 / 64, d_scale=1 / 64, batch=16, kimg=2, coop_kimg=1, coop_steps=3,
-        gamma=1.0, pl_weight=2.0, aug="noaug", style_mixing=0.9, d_arch="resnet", workers=0,
-        g_reg_interval=2, d_reg_interval=2, ops=ops,
-    )  # fmt: skip
+        data=str(data),
+        cond=True,
+        mirror=True,
+        cfg="digits",
+        z_dim=16,
+        w_dim=16,
+        g_scale=1 / 64,
+        d_scale=1 / 64,
+        batch=16,
+        kimg=2,
+        coop_kimg=1,
+        coop_steps=3,
+        gamma=1.0,
+        pl_weight=2.0,
+        aug="noaug",
+        style_mixing=0.9,
+        d_arch="resnet",
+        workers=0,
+        g_reg_interval=2,
+        d_reg_interval=2,
+        ops=ops,
+    )
     config = make_config(settings, resolution=32)
     dataset = ImageFolderDataset(str(data), use_labels=True, xflip=True)
     run_dir = folder / "run"

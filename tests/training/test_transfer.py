@@ -149,9 +149,14 @@ def test_long_tables_end_with_a_count(caplog, monkeypatch):
     monkeypatch.setattr(transfer, "MAX_ROWS", 2)
     G, D = tiny.networks()
     wide = Generator(
-        z_dim=4, c_dim=0, w_dim=4, img_resolution=8, img_channels=1,
-        mapping_kwargs=dict(num_layers=1), synthesis_kwargs=dict(channel_base=256, channel_max=32),
-    )  # fmt: skip
+        z_dim=4,
+        c_dim=0,
+        w_dim=4,
+        img_resolution=8,
+        img_channels=1,
+        mapping_kwargs=dict(num_layers=1),
+        synthesis_kwargs=dict(channel_base=256, channel_max=32),
+    )
     wide.synthesis.b4.conv1 = G.synthesis.b4.conv1  # something has to fit
     rows = loaded_table({"G": G, "D": D, "G_ema": G}, {"G": wide, "D": D, "G_ema": wide}, caplog)
     assert len(rows) == 3 and re.fullmatch(r"\.\.\. and \d+ more", rows[2][0])

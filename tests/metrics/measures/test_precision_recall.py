@@ -112,8 +112,11 @@ def test_progress_moves():
 
     precision_recall(random_rows(50), random_rows(60), 3, ComputeSettings(800, progress=progress))
     assert [title for title, _ in seen] == [
-        "radii of real", "generated points", "radii of generated", "real points",
-    ]  # fmt: skip
+        "radii of real",
+        "generated points",
+        "radii of generated",
+        "real points",
+    ]
     assert all(count > 5 for _, count in seen)
 
 

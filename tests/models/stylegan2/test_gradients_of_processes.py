@@ -23,16 +23,31 @@ def data(tmp_path):
 # Whatever draws random numbers: Langevin and synthesis noise, mixing, augmentation, zCR.
 Z_DIM, SCALE = 16, 1 / 32
 EVERYTHING = dict(
-    batch=8, gamma=1.0, pl_weight=2.0, style_mixing=0.9, coop_kimg=1, coop_steps=2, zcr=True,
-    aug="fixed", p=0.5, cond=True, z_dim=Z_DIM, g_scale=SCALE, d_scale=SCALE,
-)  # fmt: skip
+    batch=8,
+    gamma=1.0,
+    pl_weight=2.0,
+    style_mixing=0.9,
+    coop_kimg=1,
+    coop_steps=2,
+    zcr=True,
+    aug="fixed",
+    p=0.5,
+    cond=True,
+    z_dim=Z_DIM,
+    g_scale=SCALE,
+    d_scale=SCALE,
+)
 PHASES = {
     True: {
-        "cooperative Gmain", "cooperative Dmain", "adversarial Gmain", "adversarial Greg",
-        "adversarial Dmain", "adversarial Dreg",
+        "cooperative Gmain",
+        "cooperative Dmain",
+        "adversarial Gmain",
+        "adversarial Greg",
+        "adversarial Dmain",
+        "adversarial Dreg",
     },
     False: {"cooperative Gmain", "cooperative Dmain", "adversarial Gboth", "adversarial Dboth"},
-}  # fmt: skip
+}
 
 
 def micro_batches():
@@ -44,11 +59,13 @@ def micro_batches():
 
     return [
         dict(
-            real_img=draw(4, 1, 8, 8).clamp(-1, 1), real_c=labels[[0, 1, 2, place]],
-            gen_z=draw(4, Z_DIM), gen_c=labels[[place, 2, 0, 1]],
+            real_img=draw(4, 1, 8, 8).clamp(-1, 1),
+            real_c=labels[[0, 1, 2, place]],
+            gen_z=draw(4, Z_DIM),
+            gen_c=labels[[place, 2, 0, 1]],
         )
         for place in range(2)
-    ]  # fmt: skip
+    ]
 
 
 def draw_by_content(loss):

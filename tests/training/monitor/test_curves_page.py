@@ -101,8 +101,12 @@ def test_page_shows_the_pictures_latest_first(tmp_path):
         (tmp_path / f"{name}.png").touch()
     text = page(tmp_path)
     assert Page(text).images == [
-        "learning-curves.png", "reals.png", "fakes000200.png", "fakes000004.png", "fakes_init.png",
-    ]  # fmt: skip
+        "learning-curves.png",
+        "reals.png",
+        "fakes000200.png",
+        "fakes000004.png",
+        "fakes_init.png",
+    ]
     assert "Generated after 200 kimg" in text
     assert f"<title>{tmp_path.name}</title>" in text
 

@@ -213,12 +213,23 @@ def with_another(**values):
 @pytest.mark.parametrize(
     "text",
     [
-        "", "{", "[]", '{"data": "x"}', json.dumps({"a": 1}), with_another(data=5),
-        with_another(metrics=["x"]), with_another(mirror=1), with_another(kimg=1.5),
-        with_another(batch=True), with_another(stop_on=[1]), with_another(stop_on=3),
-        with_another(gamma="1"), with_another(unknown=1), with_another(subset="all"),
+        "",
+        "{",
+        "[]",
+        '{"data": "x"}',
+        json.dumps({"a": 1}),
+        with_another(data=5),
+        with_another(metrics=["x"]),
+        with_another(mirror=1),
+        with_another(kimg=1.5),
+        with_another(batch=True),
+        with_another(stop_on=[1]),
+        with_another(stop_on=3),
+        with_another(gamma="1"),
+        with_another(unknown=1),
+        with_another(subset="all"),
     ],
-)  # fmt: skip
+)
 def test_settings_that_cannot_be_read(tmp_path, text):
     run_dir = make_run(tmp_path, 0)
     (run_dir / "training_options.json").write_text(text)
@@ -264,8 +275,10 @@ def test_journals_are_cut_back(tmp_path):
     truncate_journals(tmp_path, sizes, 8000)
     kept = {path.name: path.read_text() for path in tmp_path.iterdir()}
     assert kept == dict.fromkeys(names, "before\n") | {
-        "stats.jsonl": "bef", "fakes000000.png": "after\n", "log.txt": "after\n",
-    }  # fmt: skip
+        "stats.jsonl": "bef",
+        "fakes000000.png": "after\n",
+        "log.txt": "after\n",
+    }
 
 
 def measured(kimg, fid):
@@ -300,13 +313,17 @@ def test_of_measurements_those_of_lost_snapshots_are_cut(tmp_path):
 @pytest.mark.parametrize(
     "others",
     [
-        dict(parts=[]), dict(parts={}), dict(parts={"training": []}), dict(random="x"),
-        
+        dict(parts=[]),
+        dict(parts={}),
+        dict(parts={"training": []}),
+        dict(random="x"),
         dict(parts={"training": {"progress": {"nimg": "x"}}, "snapshots": {}}),
-        dict(journals=["stats.jsonl"]), dict(dataset=1),
-        dict(journals={"stats.jsonl": "long"}), dict(journals={"stats.jsonl": -1}),
+        dict(journals=["stats.jsonl"]),
+        dict(dataset=1),
+        dict(journals={"stats.jsonl": "long"}),
+        dict(journals={"stats.jsonl": -1}),
     ],
-)  # fmt: skip
+)
 def test_states_that_hold_other_things(tmp_path, others):
     run_dir = make_run(tmp_path, 0, nimg=None)
     write_checkpoint(run_dir, 1, 500, content(run_dir, **others))
