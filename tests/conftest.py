@@ -4,8 +4,6 @@ import os
 
 import pytest
 
-from torch_utils.ops import backend
-
 
 def pytest_configure(config):
     # Libraries that tests build are kept with pytest's cache: for the next run, not for the user.
@@ -26,6 +24,8 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(autouse=True)
 def plain_operators():
     """Results must not depend on whether there is a compiler."""
+    from torch_utils.ops import backend  # late: where workers test, their parent needs no torch
+
     backend.select("ref")
     yield
     backend.select("ref")
@@ -40,6 +40,7 @@ def no_curves(monkeypatch):
 @pytest.fixture
 def native():
     """Native operators on the CPU; skips where there is no compiler, and there alone."""
+    from torch_utils.ops import backend
     from torch_utils.ops.native import build, library, toolchain
 
     if problems := toolchain.find("cpu").problems:

@@ -106,6 +106,7 @@ def same(a, b):
     return a == b
 
 
+@pytest.mark.slow
 def test_a_family_trains_through_both_stages_is_killed_and_resumed_and_generates(data, tmp_path):
     whole, output = trained(data, tmp_path / "whole")
     assert "Cooperative stage from kimg 0.0" in output

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from tests import tiny
-from tests.speed import slow
 from torch_utils import distributed
 from torch_utils.spawn import run_processes
 from training.stages import run_phase
@@ -109,7 +108,8 @@ def gradients(data, lazy):
     return found
 
 
-@pytest.mark.parametrize("lazy", [True, slow(False)], ids=["lazy", "not lazy"])
+@pytest.mark.slow
+@pytest.mark.parametrize("lazy", [True, False], ids=["lazy", "not lazy"])
 def test_two_processes_give_the_gradients_of_one(data, lazy):
     with torch.random.fork_rng():
         alone = gradients(data, lazy)
