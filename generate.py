@@ -26,7 +26,7 @@ from torch_utils.ops.backend import MODES, select
 if TYPE_CHECKING:
     import torch
 
-    from models import Sampler
+    from torch_utils.sampler import Sampler
 
 # torch is imported inside functions, so that --help answers at once.
 

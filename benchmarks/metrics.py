@@ -108,13 +108,13 @@ def features() -> dict[str, Any]:
     """Rates of the parts of a measurement on the digits, with a detector trained for them."""
     import torch
 
-    import models
     from metrics.classifier import Classifier, save_detector
     from metrics.detectors import load_detector
     from metrics.features import collect
     from metrics.generated import GeneratedFeatures, Latents
     from metrics.moments import MomentsAccumulator
     from metrics.sources import ImageFiles
+    from torch_utils.sampler import sampler_of
     from training.dataset import ImageFolderDataset
     from training.model import build_model
     from training.settings.config import make_config
@@ -132,7 +132,7 @@ def features() -> dict[str, Any]:
         G = build_model(config, ImageFolderDataset(data), cpu, print).nets["G_ema"]
         producers = {
             "files": files.producer([feature_fn], files.view(True)),
-            "generated": GeneratedFeatures(models.sampler_of(G), [feature_fn], Latents()),
+            "generated": GeneratedFeatures(sampler_of(G), [feature_fn], Latents()),
         }
         rates = {}
         for name, producer in producers.items():

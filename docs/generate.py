@@ -1,4 +1,6 @@
-"""Write docs/options.md, all options and presets; `--check` compares instead.
+"""Write docs/options.md, and the parts of docs/architecture.md that follow from the code.
+
+With `--check` compare instead.
 
 python docs/generate.py [--check]
 """
@@ -15,9 +17,10 @@ import click
 DOCS = Path(__file__).resolve().parent
 sys.path.insert(0, str(DOCS.parent))
 
+from docs.rooms import DOORS, MODULES, ROOT, entered, summary
 from training.monitor.diagnostics import SYMPTOMS
 from training.settings.config import TrainingConfig
-from training.settings.families import config_classes
+from training.settings.family_settings import config_classes
 from training.settings.setting import settings_of
 
 COMMANDS = ("train", "generate", "calc_metrics", "export", "dataset_tool")
@@ -96,6 +99,63 @@ def symptoms_table() -> str:
     return table(("symptom", "seen when", "advice"), rows)
 
 
+def floor_plan() -> str:
+    """The rooms and who enters whom, as a Mermaid diagram, without arrows that follow from others.
+
+    What every room may enter, dnnlib and torch_utils, has none.
+    """
+    everywhere = {"dnnlib", "torch_utils"}
+    rooms = entered()
+    doors = set().union(*(rooms.pop(door) for door in DOORS))
+    rooms = {room: others - everywhere for room, others in rooms.items()}
+    rooms["doors"] = doors - everywhere
+    lines = ["```mermaid", "flowchart TD", f'  doors["{"<br>".join(f"{d}.py" for d in DOORS)}"]']
+    for room in sorted(rooms.keys() - {"doors"}):
+        path = MODULES[room]
+        name = f"{room.replace('.', '/')}/" if path.stem == "__init__" else path.name
+        what = summary(path).rstrip(".").replace("`", "")
+        lines.append(f'  {_id(room)}["<b>{name}</b><br>{what}"]')
+    for room, others in sorted(rooms.items()):
+        implied = set().union(*(_below(rooms, other) for other in others)) if others else set()
+        lines += [f"  {_id(room)} --> {_id(other)}" for other in sorted(others - implied)]
+    lines += ["  training -. by name, from dnnlib/families.py .-> models", "```"]
+    return "\n".join(lines)
+
+
+def _id(room: str) -> str:
+    return room.replace(".", "_")
+
+
+def _below(rooms: dict[str, set[str]], room: str) -> set[str]:
+    """All rooms that are entered by way of one."""
+    return rooms[room].union(*(_below(rooms, other) for other in rooms[room]))
+
+
+def files() -> str:
+    """Every file with what its docstring begins with, a table per folder."""
+    parts: list[str] = []
+    folders: dict[str, list[Path]] = {}
+    for path in MODULES.values():
+        folders.setdefault(str(path.parent.relative_to(ROOT)), []).append(path)
+    for folder, paths in sorted(folders.items()):
+        rows = [(f"`{path.name}`", summary(path)) for path in paths if path.stem != "__init__"]
+        if rows:
+            title = "front doors, and legacy.py" if folder == "." else f"{folder}/"
+            parts += [f"**{title}**\n", table(("file", "what"), rows)]
+    return "\n".join(parts).rstrip()
+
+
+def architecture_page() -> str:
+    """docs/architecture.md with its generated parts as the code is now."""
+    text = (DOCS / "architecture.md").read_text()
+    for name, part in {"floor plan": floor_plan(), "files": files()}.items():
+        begin, end = f"<!-- {name}: written by docs/generate.py -->", f"<!-- end of {name} -->"
+        before, _, rest = text.partition(begin)
+        _, _, after = rest.partition(end)
+        text = f"{before}{begin}\n\n{part}\n\n{end}{after}"
+    return text
+
+
 def shown(value: Any) -> str:
     """Short text of a setting."""
     return f"{value:g}" if isinstance(value, float) else "-" if value is None else str(value)
@@ -109,12 +169,13 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def main() -> None:
-    """Write the page, or with --check exit 1 where it is out of date."""
-    path, text = DOCS / "options.md", options_page()
-    if sys.argv[1:] != ["--check"]:
-        path.write_text(text)
-    elif not path.exists() or path.read_text() != text:
-        sys.exit("docs/options.md is out of date. Run `make docs` and commit the result.")
+    """Write the pages, or with --check exit 1 where one is out of date."""
+    for name, text in {"options": options_page(), "architecture": architecture_page()}.items():
+        path = DOCS / f"{name}.md"
+        if sys.argv[1:] != ["--check"]:
+            path.write_text(text)
+        elif not path.exists() or path.read_text() != text:
+            sys.exit(f"docs/{path.name} is out of date. Run `make docs` and commit the result.")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from metrics.features import FeatureFn, Producer
 from metrics.generated import GeneratedFeatures, Latents, PathLengths, label_rows
 from metrics.measures.perceptual_path import PathSampling
 from metrics.sources import FeatureFile, ImageFiles
-from models import Sampler
+from torch_utils.sampler import Sampler
 
 
 @dataclass(frozen=True)

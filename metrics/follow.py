@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import torch
 
-import models
 from dnnlib.util import first_line
 from metrics.evaluation import Evaluation, Settings
 from metrics.feature_sources import FileSource, NetworkSource
@@ -15,6 +14,7 @@ from metrics.registry import parse_metrics
 from metrics.report import append_result, describe, json_line, keep_best
 from metrics.sources import ImageFiles
 from torch_utils import distributed
+from torch_utils.sampler import sampler_of
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ class RunMetrics:
         return {}
 
     def _measure(self, G_ema: torch.nn.Module, snapshot: Path) -> dict[str, float]:
-        sampler = models.sampler_of(G_ema)
+        sampler = sampler_of(G_ema)
         if sampler.c_dim > 0 and self._labels is None:
             self._labels = {full: self._files.labels(full) for full in (True, False)}
         seed, noise_mode = self._settings.seed, self._settings.noise_mode

@@ -18,8 +18,8 @@ from metrics import MetricError
 from metrics.features import FeatureFn, require_finite
 from metrics.measures.perceptual_path import PathSampling
 from metrics.registry import MAX_COUNT
-from models import Sampler
 from torch_utils.image_values import denormalize, quantize
+from torch_utils.sampler import Sampler
 from training.data.labels import one_hot
 
 MAX_SEED = 2**32 // MAX_COUNT - 1

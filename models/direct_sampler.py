@@ -6,7 +6,7 @@ import torch
 
 
 class DirectSampler:
-    """Fulfils `models.Sampler`; w is z and the label, one after the other.
+    """Fulfils `torch_utils.sampler.Sampler`; w is z and the label, one after the other.
 
     Args:
         G: Called with z [N, z_dim] and labels [N, c_dim]; has z_dim, c_dim, img_resolution and

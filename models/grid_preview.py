@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from models import Sampler
+from torch_utils.sampler import Sampler
 from training.monitor.diagnostics import relative_diversity
 from training.monitor.image_grid import save_image_grid, snapshot_grid
 

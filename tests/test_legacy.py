@@ -10,7 +10,7 @@ from hostile_pickles import HOSTILE, PROTOCOL_2, Call, code, record, setattr_on_
 
 import dnnlib
 import legacy
-import models
+from dnnlib import families
 from torch_utils.persistence import _reconstruct_persistent_obj
 from training.augment import AugmentPipe
 from training.networks import Discriminator, Generator
@@ -212,7 +212,7 @@ def test_source_of_a_good_snapshot_is_not_executed(networks, tmp_path, monkeypat
     from torch_utils import persistence
 
     sentinel = tmp_path / "sentinel"
-    for module in models.network_modules():
+    for module in families.network_modules():
         monkeypatch.setitem(persistence._sources, module, code(sentinel))
     data = pickle.dumps(networks)
     assert str(sentinel).encode() in data

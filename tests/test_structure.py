@@ -4,32 +4,25 @@ import ast
 import graphlib
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 import train
-from training.settings.families import config_classes
+from docs.rooms import DOORS, MODULES, PACKAGES, ROOT, SOURCES, imports, module_of, room_of
+from training.settings.family_settings import config_classes
 from training.settings.setting import settings_of
 
-ROOT = Path(__file__).parents[1]
-PACKAGES = ("models", "training", "metrics", "coopinit_patch", "torch_utils", "dnnlib")
-DOORS = tuple(sorted(path.stem for path in ROOT.glob("*.py") if path.stem != "legacy"))
-SOURCES = [path for name in PACKAGES for path in sorted((ROOT / name).rglob("*.py"))]
-SOURCES += [ROOT / f"{name}.py" for name in (*DOORS, "legacy")]
 # Long lists of layers and of augmentations, an argument a line. Snapshots carry each whole: the
 # files cannot be split.
 BIG = {"networks.py", "augment.py"}
 
-# The rooms, and which others each may enter; everything at the top of training/ is "training", and
-# what lies below models/ is "families", while "models" is the list of them alone. The front doors
-# may enter all rooms.
-BASE = {"dnnlib", "torch_utils", "models"}
+# The rooms, and which others each may enter; everything at the top of training/ is "training". The
+# front doors may enter all rooms.
+BASE = {"dnnlib", "torch_utils"}
 ROOMS = {
     "dnnlib": set(),
-    "models": set(),
     "coopinit_patch": set(),
-    "torch_utils": {"dnnlib", "models"},
+    "torch_utils": {"dnnlib"},
     "legacy": {"dnnlib", "torch_utils"},
     "training.settings": BASE,
     "training.data": {*BASE, "training.settings"},
@@ -38,7 +31,7 @@ ROOMS = {
 }
 INNER = {room for room in ROOMS if room.startswith("training.")}
 ROOMS["training"] = {*BASE, *INNER}
-ROOMS["families"] = {*BASE, *INNER, "training", "coopinit_patch"}
+ROOMS["models"] = {*BASE, *INNER, "training", "coopinit_patch"}
 ROOMS["training.launch"] = {*BASE, *INNER, "training"}
 # Training is told what to measure by train.py, and enters no room of metrics.
 ROOMS["metrics"] = {*BASE, *INNER, "training"}
@@ -47,36 +40,6 @@ OFFICIAL_TOGETHER = {"dnnlib", "torch_utils"}
 
 def name_of(path):
     return str(path.relative_to(ROOT))
-
-
-def module_of(path):
-    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
-
-
-MODULES = {module_of(path): path for path in SOURCES}
-
-
-def imports(path):
-    """Dotted names of all modules that a file imports, wherever in it, for types alone, too."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, "no relative imports"
-            for alias in node.names:
-                inner = f"{node.module}.{alias.name}"
-                yield inner if inner in MODULES else node.module
-
-
-def room_of(module):
-    """The room that a module lies in; None for what is not of this project."""
-    first, _, rest = module.partition(".")
-    if first == "models":
-        return "families" if rest else "models"
-    inner = f"training.{rest.partition('.')[0]}"
-    if first == "training" and rest and (ROOT / inner.replace(".", "/")).is_dir():
-        return inner
-    return first if first in (*PACKAGES, *DOORS, "legacy") else None
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=name_of)

@@ -27,7 +27,7 @@ from tests.train_cli import (
     without_curves,
 )
 from training.settings.config import config_from_json
-from training.settings.families import preset_names
+from training.settings.family_settings import preset_names
 
 ROOT = Path(train.__file__).parent
 FORK = "ignore::DeprecationWarning:multiprocessing.popen_fork"  # see tiny.starts_workers

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 import torch
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-import models
+from dnnlib import families
 
 FORMAT_VERSION = 6
 _MAX_ARGUMENT = 1 << 20  # integers in saved constructor arguments: sizes and numbers of layers
@@ -68,7 +68,7 @@ def find_persistent_class(class_name: str) -> type:
     Raises:
         LookupError: There is none; the message names the class.
     """
-    for module in models.network_modules():
+    for module in families.network_modules():
         importlib.import_module(module)
         if (module, class_name) in _classes:
             return _classes[module, class_name]

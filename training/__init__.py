@@ -1,1 +1,1 @@
-"""One StyleGAN2-ADA training run: data, networks, augmentation, losses, loop, snapshots."""
+"""One training run, read from the top: the loop, its stages and losses, and the seam for models."""

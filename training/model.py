@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 
-import models
+from dnnlib import families
 from training.stages import MicroBatch, Phase, Report, Stage
 
 
@@ -125,7 +125,7 @@ def build_model(
     Raises:
         TransferError: The snapshot does not fit.
     """
-    make: Callable[..., Model] = models.load(models.FAMILIES[config.family].model)
+    make: Callable[..., Model] = families.load(families.FAMILIES[config.family].model)
     return make(config, dataset, device, report, networks)
 
 

@@ -6,7 +6,7 @@ from training.networks import Generator
 
 
 class StyleGAN2Sampler:
-    """Fulfils `models.Sampler`; w is ws [num_ws, w_dim], a style for each layer.
+    """Fulfils `torch_utils.sampler.Sampler`; w is ws [num_ws, w_dim], a style for each layer.
 
     Args:
         G: The generator; making images changes nothing in it.

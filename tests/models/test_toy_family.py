@@ -13,15 +13,15 @@ import torch
 from click.testing import CliRunner
 
 import generate
-import models
 import train
+from dnnlib import families
 from tests import tiny
 from tests.train_cli import logging_as_before, snapshot, ticks, without_curves
 from training.run.checkpoint import find_checkpoints, read_checkpoint
 from training.settings.config import config_from_json
 
 ROOT = Path(train.__file__).parent
-TOY = models.Family(
+TOY = families.Family(
     settings="tests.models.toy:ToyConfig",
     model="tests.models.toy:build_toy",
     sampler="models.direct_sampler:DirectSampler",
@@ -43,8 +43,8 @@ OPTIONS = (
 # A process that is killed, with the family in its registry, once so many images have been seen.
 KILLED = """
 import os, signal, sys
-import models
-models.FAMILIES["toy"] = models.Family(*sys.argv.pop(1).split(), networks=("tests.models.toy",))
+from dnnlib import families
+families.FAMILIES["toy"] = families.Family(*sys.argv.pop(1).split(), networks=("tests.models.toy",))
 import train
 from training import training_loop
 iterate, end = training_loop.iterate, int(sys.argv.pop(1))
@@ -62,7 +62,7 @@ pytestmark = without_curves
 
 @pytest.fixture(autouse=True)
 def family(monkeypatch):
-    monkeypatch.setitem(models.FAMILIES, "toy", TOY)
+    monkeypatch.setitem(families.FAMILIES, "toy", TOY)
 
 
 @pytest.fixture

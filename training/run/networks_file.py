@@ -5,10 +5,9 @@ from typing import Any
 import torch
 
 import legacy
-import models
 from dnnlib.errors import UserError
 from dnnlib.util import DownloadError, first_line, open_url
-from models import Sampler
+from torch_utils.sampler import Sampler, sampler_of
 
 
 class NetworksFileError(UserError):
@@ -60,7 +59,7 @@ def read_sampler(
     """
     networks = read_networks(source, option)
     try:
-        sampler = models.sampler_of(networks["G_ema"].to(device).requires_grad_(False))
+        sampler = sampler_of(networks["G_ema"].to(device).requires_grad_(False))
     except LookupError:
         sampler = None
     if sampler is None or sampler.img_channels not in (1, 3):

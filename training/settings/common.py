@@ -6,7 +6,7 @@ Adding an option: a line here, or in the settings of a family; `setting()` says 
 from dataclasses import dataclass
 
 from torch_utils.ops.backend import MODES
-from training.settings.families import DEFAULT_CFG, preset_names
+from training.settings.family_settings import DEFAULT_CFG, preset_names
 from training.settings.setting import NamePart, setting
 from training.settings.transfer_names import OFFICIAL_SNAPSHOTS
 

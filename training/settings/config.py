@@ -13,7 +13,12 @@ from typing import Any, ClassVar, TypeVar, get_origin
 
 from dnnlib.errors import OptionError
 from training.settings.common import CommonSettings
-from training.settings.families import DEFAULT_CFG, config_class, family_name, foreign_options
+from training.settings.family_settings import (
+    DEFAULT_CFG,
+    config_class,
+    family_name,
+    foreign_options,
+)
 from training.settings.ranges import value_problems
 from training.settings.setting import flag, settings_of
 from training.settings.validation import common_contradictions, common_problems, common_remarks

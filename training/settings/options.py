@@ -7,7 +7,7 @@ import click
 
 from training.settings.common import SECTIONS
 from training.settings.config import TrainingConfig
-from training.settings.families import config_classes
+from training.settings.family_settings import config_classes
 from training.settings.setting import Setting, flag, settings_of
 
 

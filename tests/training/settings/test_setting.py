@@ -7,12 +7,12 @@ from pathlib import Path
 import click
 import pytest
 
-import models
+from dnnlib import families
 from dnnlib.command import SectionedCommand
 from dnnlib.errors import OptionError
 from models.stylegan2.settings import StyleGAN2Config
 from training.settings.config import TrainingConfig, config_from_json, make_config
-from training.settings.families import config_class, family_name, preset_names
+from training.settings.family_settings import config_class, family_name, preset_names
 from training.settings.options import option_sections
 from training.settings.run_name import describe_run
 from training.settings.setting import NamePart, setting, settings_of
@@ -51,8 +51,8 @@ class OddConfig(OtherConfig):
 
 
 def register(monkeypatch, name, config):
-    family = models.FAMILIES["stylegan2"]._replace(settings=f"{__name__}:{config.__name__}")
-    monkeypatch.setitem(models.FAMILIES, name, family)
+    family = families.FAMILIES["stylegan2"]._replace(settings=f"{__name__}:{config.__name__}")
+    monkeypatch.setitem(families.FAMILIES, name, family)
 
 
 @pytest.fixture

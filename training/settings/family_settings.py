@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Iterable
 from typing import Any
 
-import models
+from dnnlib import families
 from dnnlib.errors import OptionError
 from training.settings.setting import flag
 
@@ -17,7 +17,7 @@ DEFAULT_CFG = "auto"
 
 def config_classes() -> dict[str, Any]:
     """The settings class of each family, by the family's name."""
-    return {name: models.load(family.settings) for name, family in models.FAMILIES.items()}
+    return {name: families.load(family.settings) for name, family in families.FAMILIES.items()}
 
 
 def preset_names() -> tuple[str, ...]:

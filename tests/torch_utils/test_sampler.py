@@ -3,13 +3,13 @@ import copy
 import pytest
 import torch
 
-import models
 from tests import tiny
+from torch_utils.sampler import sampler_of
 
 
 def test_a_generator_has_a_sampler():
     G = tiny.networks(c_dim=3)[0].eval()
-    sampler = models.sampler_of(G)
+    sampler = sampler_of(G)
     assert (sampler.z_dim, sampler.c_dim, sampler.img_resolution, sampler.img_channels) == (
         4,
         3,
@@ -28,7 +28,7 @@ def test_a_generator_has_a_sampler():
 def test_making_images_changes_nothing():
     G = tiny.networks()[0].train()
     before = G.mapping.w_avg.clone()
-    sampler = models.sampler_of(G)
+    sampler = sampler_of(G)
     sampler.images(sampler.latents(torch.randn(2, 4), torch.zeros(2, 0)))
     assert torch.equal(G.mapping.w_avg, before)
 
@@ -36,7 +36,7 @@ def test_making_images_changes_nothing():
 def test_noise_is_renewed_on_a_copy():
     G = tiny.networks()[0]
     before = [buffer.clone() for buffer in G.buffers()]
-    renewed = copy.deepcopy(models.sampler_of(G))
+    renewed = copy.deepcopy(sampler_of(G))
     renewed.renew_noise()
     assert all(torch.equal(*pair) for pair in zip(G.buffers(), before, strict=True))
     changed = [
@@ -53,4 +53,4 @@ def test_noise_is_renewed_on_a_copy():
 )
 def test_what_is_no_generator_has_none(network, message):
     with pytest.raises(LookupError, match=message):
-        models.sampler_of(network)
+        sampler_of(network)
