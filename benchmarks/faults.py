@@ -258,5 +258,5 @@ FAULTS: dict[str, Callable[[Trainer, Path, Random], bool]] = {
     "full disk": fill_disk,
     "newest state truncated": partial(damage_checkpoints, truncated, False),
     "newest state bit-flipped": partial(damage_checkpoints, flipped, False),
-    "all states damaged": partial(damage_checkpoints, flipped, True),
+    "all checkpoints damaged": partial(damage_checkpoints, flipped, True),
 }

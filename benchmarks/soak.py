@@ -129,8 +129,8 @@ class Expectation(NamedTuple):
     def kind(self) -> str:
         """In words."""
         if self.nimg is not None:
-            return "went on from a state"
-        return "refused, all states damaged" if self.damaged else "started over, no state yet"
+            return "resumed from a checkpoint"
+        return "refused, all checkpoints damaged" if self.damaged else "started over, no checkpoint yet"
 
     def met_by(self, trainer: Trainer) -> bool | None:
         """Whether a process did it; None where a fault ended it before it could."""

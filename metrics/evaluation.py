@@ -96,7 +96,7 @@ class Evaluation:
             generated: Where the images come from that are compared with the real ones.
 
         Returns:
-            Results in the order of the metrics; None except on the first process.
+            Results in the order of the metrics; None except on rank 0.
 
         Raises:
             MetricError: Before anything is computed, where one of the sources lacks what a metric
@@ -289,7 +289,7 @@ class Evaluation:
         return label, {"name": name, "sha256": detector.sha256, "source": detector.source}
 
 
-_Vectors = dict[tuple[Images, Output], Collected | None]  # None except on the first process
+_Vectors = dict[tuple[Images, Output], Collected | None]  # None except on rank 0
 _Wanted = dict[str, dict[Images, dict[Output, set[str]]]]  # by role: which statistics of what
 
 
@@ -331,7 +331,7 @@ def _needs(metric: Metric, real: FeatureSource | None, generated: FeatureSource)
 
 
 def _of_first(vectors: _Vectors, images: Images, output: Output) -> Collected:
-    """What the first process, in which this is called, has collected."""
+    """What rank 0, which alone calls this, has collected."""
     found = vectors[images, output]
     assert found is not None
     return found

@@ -107,7 +107,7 @@ def collect(
         title: Of the progress bar.
 
     Returns:
-        Statistics of every kind; None except on the first process.
+        Statistics of every kind; None except on rank 0.
     """
     rank, world_size = distributed.get_rank(), distributed.get_world_size()
     collectors = [_Collector(statistics, count) for statistics in wanted]

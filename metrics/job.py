@@ -48,7 +48,7 @@ def run_job(job: Job) -> list[Result] | None:
     """Measure; the task of `torch_utils.spawn.run_processes`.
 
     Returns:
-        Results in the order of the metrics; None except on the first process.
+        Results in the order of the metrics; None except on rank 0.
 
     Raises:
         MetricError: Something cannot be measured.

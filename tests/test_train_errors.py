@@ -238,7 +238,7 @@ def test_a_run_that_diverges_goes_back_once_if_asked_to(data, tmp_path):
     assert line.startswith("Error: the cooperative stage diverged before kimg ")
     [run_dir] = tmp_path.iterdir()
     log = (run_dir / "log.txt").read_text()
-    assert log.count("going on from kimg 0.0 with 0.5 times the learning rates.") == 1
+    assert log.count("resuming from kimg 0.0 with 0.5 times the learning rates.") == 1
 
 
 def test_an_archive_that_is_replaced_while_training(data, tmp_path, monkeypatch):

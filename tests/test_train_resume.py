@@ -151,7 +151,7 @@ def test_another_batch_and_a_longer_run(stopped):
     assert '"batch": 16' in again.output, "the new settings are the run's from then on"
     for options in ([], ["--dry-run"]):
         line = refused(f"--resume={run_dir}", *options, code=1)
-        assert "is finished at kimg 2.0; give a larger --kimg to go on" in line
+        assert "is finished at kimg 2.0; give a larger --kimg to continue" in line
 
 
 def test_a_damaged_state_is_named_and_the_one_before_is_used(stopped):

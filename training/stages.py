@@ -114,7 +114,7 @@ def run_phase(
     norm = flat.norm()
     report(f"{stage.log_prefix}/grad_norm/{phase.name}", norm)
     report(f"{stage.log_prefix}/nonfinite/{phase.name}", ~norm.isfinite())
-    # Half precision overflows now and then; the step goes on with what is finite.
+    # Half precision overflows now and then; the step is taken with what is finite.
     torch.nan_to_num(flat, nan=0, posinf=GRADIENT_LIMIT, neginf=-GRADIENT_LIMIT, out=flat)
     for p, gradient in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
         p.grad = gradient.view(p.shape)

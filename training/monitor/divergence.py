@@ -112,7 +112,7 @@ class DivergenceGuard:
         )
         if self._may_roll_back and progress.lr_factor == 1:
             warning = (
-                f"Warning: {told}; going on from kimg {good:.1f} with {LOWER_STEP:g} times the "
+                f"Warning: {told}; resuming from kimg {good:.1f} with {LOWER_STEP:g} times the "
                 "learning rates."
             )
             return Verdict(Action.ROLL_BACK, (warning,))

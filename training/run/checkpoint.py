@@ -64,7 +64,7 @@ def read_newest_checkpoint(run_dir: str | os.PathLike) -> tuple[Path, dict[str, 
         try:
             return checkpoint.path, read_checkpoint(checkpoint.path)
         except CheckpointError as error:
-            logger.warning("Warning: %s; looking for the state before it.", error)
+            logger.warning("Warning: %s; looking for the one before it.", error)
     raise CheckpointError(
         f"'{run_dir}' holds no checkpoint that can be used; start a new run: with --restart, "
         "without --resume"

@@ -83,9 +83,9 @@ class Checkpointer:
     def restore_random(self, nimg: int) -> None:
         """Put the random numbers where they were, once everything that draws some is ready."""
         assert self._saved is not None, "there is nothing to restore"
-        states, rank = self._saved["random"], distributed.get_rank()
-        if rank < len(states):
-            self._random.load_state_dict(states[rank])
+        saved, rank = self._saved["random"], distributed.get_rank()
+        if rank < len(saved):
+            self._random.load_state_dict(saved[rank])
         else:  # there are more processes than before
             seed_all(self._config.seed * self._config.gpus + rank + nimg)
         self._saved = None  # as large as what has been made of it

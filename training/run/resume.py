@@ -132,10 +132,10 @@ def find_run(
     if finished:
         raise CheckpointError(
             f"--resume=latest: all runs in --outdir={outdir} are finished; give a larger --kimg to "
-            f"go on with the newest. {' '.join(lines)}".strip()
+            f"resume the newest. {' '.join(lines)}".strip()
         )
     raise CheckpointError(
-        " ".join([f"--resume=latest: no run in --outdir={outdir} can go on.", *lines])
+        " ".join([f"--resume=latest: no run in --outdir={outdir} can be resumed.", *lines])
     )
 
 
@@ -174,14 +174,14 @@ def changed_settings(
         raise _finished_error(run_dir, find_checkpoints(run_dir)[0].nimg)
     if fixed := before.fixed_differences(after):
         raise OptionError(
-            f"a run cannot go on with another {', '.join(fixed)}: leave it out, or start a new run"
+            f"a run cannot be resumed with another {', '.join(fixed)}: leave it out, or start a new run"
         )
     return after, changes(before, after)
 
 
 def _finished_error(run_dir: str | os.PathLike, nimg: int) -> CheckpointError:
     return CheckpointError(
-        f"'{run_dir}' is finished at kimg {nimg / 1e3:.1f}; give a larger --kimg to go on"
+        f"'{run_dir}' is finished at kimg {nimg / 1e3:.1f}; give a larger --kimg to continue"
     )
 
 

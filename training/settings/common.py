@@ -132,14 +132,14 @@ class CommonSettings:
         "ticks, of 4 kimg each, between snapshots", 50, section=GENERAL, least=1, runtime=True
     )
     save_minutes: float = setting(
-        "minutes between checkpoints, by which a run that is stopped goes on",
+        "minutes between checkpoints, from which a run that is stopped resumes",
         10.0,
         section=GENERAL,
         least=0,
         runtime=True,
     )
     on_divergence: str = setting(
-        "stop, or restore: go back to the last good tick once, with half the learning rates",
+        "stop, or restore: roll back to the last good tick once, with half the learning rates",
         "stop",
         section=GENERAL,
         choices=("stop", "restore"),
@@ -178,7 +178,7 @@ class CommonSettings:
     # Start, learning rates, precision
     resume: str | None = setting(
         f"snapshot to start from (file, URL, {', '.join(OFFICIAL_SNAPSHOTS)}), "
-        "or run to go on with (its folder, or latest)",
+        "or run to resume (its folder, or latest)",
         None,
         section=TRANSFER,
         metavar="PKL|RUN_DIR|latest",

@@ -159,7 +159,7 @@ def test_settings_are_written_whole_and_only_where_they_differ(tmp_path, monkeyp
 
 
 def test_runs_that_resume_names(tmp_path):
-    with pytest.raises(CheckpointError, match="no run in --outdir=.* can go on"):
+    with pytest.raises(CheckpointError, match="no run in --outdir=.* can be resumed"):
         find_run(tmp_path, "latest")
     older, finished = make_run(tmp_path, 1), make_run(tmp_path, 12, nimg=1000)
     empty = make_run(tmp_path, 13, nimg=None)
@@ -202,7 +202,7 @@ def test_a_batch_that_does_not_divide(tmp_path):
 def test_what_may_not_change(tmp_path, options):
     run_dir = make_run(tmp_path, 0)
     [name] = options
-    with pytest.raises(OptionError, match=f"go on with another --{name.replace('_', '-')}"):
+    with pytest.raises(OptionError, match=f"cannot be resumed with another --{name.replace('_', '-')}"):
         changed_settings(run_dir, options)
 
 
