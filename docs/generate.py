@@ -118,7 +118,7 @@ def floor_plan() -> str:
     for room, others in sorted(rooms.items()):
         implied = set().union(*(_below(rooms, other) for other in others)) if others else set()
         lines += [f"  {_id(room)} --> {_id(other)}" for other in sorted(others - implied)]
-    lines += ["  training -. by name, from dnnlib/families.py .-> models", "```"]
+    lines += ["  training -.->|by name, through dnnlib families| models", "```"]
     return "\n".join(lines)
 
 
