@@ -44,8 +44,8 @@ def main(network: str, dest: str) -> None:
 
             save_imported(import_networks(network), dest)
         else:
-            from training.run.networks_file import read_networks
             from training.run.safetensors_io import export_networks
+            from training.run.snapshot_file import read_networks
 
             export_networks(read_networks(network, f"--network={network}"), dest)
     click.echo(f"Wrote {dest}")

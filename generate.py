@@ -240,7 +240,7 @@ def _choose_device(name: str | None) -> "torch.device":
 
 
 def _open_network(name: str, device: "torch.device") -> "Sampler":
-    from training.run.networks_file import read_sampler
+    from training.run.snapshot_file import read_sampler
 
     sampler, _ = read_sampler(name, f"--network={name}", device)
     return sampler

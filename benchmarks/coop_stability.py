@@ -119,7 +119,7 @@ class FrechetDistance:
         import torch
 
         from metrics.feature_sources import NetworkSource
-        from training.run.networks_file import read_sampler
+        from training.run.snapshot_file import read_sampler
 
         sampler, _ = read_sampler(str(snapshot), str(snapshot), torch.device("cpu"))
         generated = NetworkSource(sampler, None, seed=0, noise_mode="const")

@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from torch_utils.distributed import SIGNALS
-from training.run.checkpoint import (
+from training.run.checkpoint_file import (
     KEPT,
     CheckpointError,
     CheckpointFile,

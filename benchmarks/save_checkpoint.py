@@ -33,7 +33,7 @@ import train
 from benchmarks.random_images import RandomImages
 from benchmarks.train_step import processor
 from training.launch.plan import machine_settings
-from training.run.checkpoint import find_checkpoints
+from training.run.checkpoint_file import find_checkpoints
 from training.settings.config import TrainingConfig, make_config
 from training.training_loop import iterate
 from training.training_run import TrainingRun

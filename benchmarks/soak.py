@@ -41,7 +41,7 @@ from benchmarks import faults
 from benchmarks.faults import FAULTS, Trainer
 from benchmarks.train_step import processor
 from dnnlib.util import atomic_write
-from training.run.checkpoint import read_checkpoint
+from training.run.checkpoint_file import read_checkpoint
 
 OPTIONS = (
     "--cfg=digits",
@@ -130,7 +130,11 @@ class Expectation(NamedTuple):
         """In words."""
         if self.nimg is not None:
             return "resumed from a checkpoint"
-        return "refused, all checkpoints damaged" if self.damaged else "started over, no checkpoint yet"
+        return (
+            "refused, all checkpoints damaged"
+            if self.damaged
+            else "started over, no checkpoint yet"
+        )
 
     def met_by(self, trainer: Trainer) -> bool | None:
         """Whether a process did it; None where a fault ended it before it could."""

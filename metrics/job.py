@@ -19,7 +19,7 @@ from metrics.feature_sources import (
 from metrics.registry import find_metric
 from metrics.sources import ImageFiles
 from torch_utils import distributed
-from training.run.networks_file import read_sampler
+from training.run.snapshot_file import read_sampler
 
 _VIEW_TYPES = {"path": str, "max_size": int, "random_seed": int, "xflip": bool}
 
@@ -52,7 +52,7 @@ def run_job(job: Job) -> list[Result] | None:
 
     Raises:
         MetricError: Something cannot be measured.
-        NetworksFileError: The snapshot cannot be used.
+        SnapshotError: The snapshot cannot be used.
     """
     metrics = [find_metric(name) for name in job.metrics]
     device = job.settings.device

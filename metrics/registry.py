@@ -1,4 +1,6 @@
-"""The metrics by name. Imports no torch: front doors check names before they start anything.
+"""The metrics by name, as the files of `metrics/measures/` declare them.
+
+Imports no torch: front doors check names before they start anything.
 
 A name may carry another number of generated images than the standard one: `fid2k_full` is
 `fid50k_full` with 2,000 images. So a reported name always says how many there were.

@@ -6,7 +6,7 @@ import export
 from tests import tiny
 from tests.pipes import make_pipe
 from tests.train_cli import snapshot
-from training.run.network_pickle import save_snapshot
+from training.run.snapshot_file import save_snapshot
 
 
 def run(*args):

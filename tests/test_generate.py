@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 import generate
 from training.networks import Discriminator, Generator
-from training.run.network_pickle import save_snapshot
+from training.run.snapshot_file import save_snapshot
 
 ROOT = Path(generate.__file__).parent
 

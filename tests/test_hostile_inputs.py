@@ -27,8 +27,8 @@ from tests.hostile_pickles import HOSTILE, PROTOCOL_2
 from training.data.image_files import MAX_MEMBERS
 from training.data.zip_directory import count_members
 from training.dataset import DatasetError, ImageFolderDataset
-from training.run import checkpoint
-from training.run.checkpoint import CheckpointError, read_checkpoint
+from training.run import checkpoint_file as checkpoint
+from training.run.checkpoint_file import CheckpointError, read_checkpoint
 from training.run.resume import read_settings
 from training.run.safetensors_io import SafetensorsError, export_networks, import_networks
 
@@ -566,7 +566,7 @@ def zipped():
 
 
 def pickled():
-    from training.run.network_pickle import save_snapshot
+    from training.run.snapshot_file import save_snapshot
 
     G, D = tiny.networks()
     return lambda path: save_snapshot(

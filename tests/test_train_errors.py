@@ -15,8 +15,8 @@ from tests.speed import slow
 from tests.train_cli import FEW_CHANNELS, SMALL, refused, snapshot, trained, without_curves
 from training import training_loop
 from training.launch import session
-from training.run.checkpoint import find_checkpoints
-from training.run.network_pickle import save_snapshot
+from training.run.checkpoint_file import find_checkpoints
+from training.run.snapshot_file import save_snapshot
 from training.settings.options import NumberOrWord
 
 pytestmark = without_curves

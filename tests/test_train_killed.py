@@ -18,7 +18,7 @@ import train
 from tests import tiny
 from tests.train_cli import snapshot, ticks
 from training import training_loop
-from training.run.checkpoint import KEPT, find_checkpoints, read_checkpoint
+from training.run.checkpoint_file import KEPT, find_checkpoints, read_checkpoint
 
 pytestmark = pytest.mark.slow
 

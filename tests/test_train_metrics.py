@@ -17,7 +17,7 @@ from tests import tiny
 from tests.speed import slow
 from tests.train_cli import FEW_CHANNELS, SMALL, invoke, refused, snapshot, trained, without_curves
 from training import training_loop
-from training.run.checkpoint import read_newest_checkpoint
+from training.run.checkpoint_file import read_newest_checkpoint
 
 pytestmark = without_curves
 

@@ -16,7 +16,7 @@ import pytest
 import train
 from tests import tiny
 from tests.train_cli import FEW_CHANNELS, SMALL, refused, ticks
-from training.run.checkpoint import find_checkpoints, read_checkpoint
+from training.run.checkpoint_file import find_checkpoints, read_checkpoint
 
 ROOT = Path(train.__file__).parent
 TINY = (*SMALL, "--batch=40", "--gamma=1", *FEW_CHANNELS)

@@ -18,7 +18,7 @@ from tests.train_cli import FEW_CHANNELS, SMALL, invoke, refused, ticks, without
 from training import training_loop
 from training.launch.attempts import job_name
 from training.monitor.curves import save_curves
-from training.run.checkpoint import find_checkpoints, read_checkpoint, write_checkpoint
+from training.run.checkpoint_file import find_checkpoints, read_checkpoint, write_checkpoint
 from training.run.run_dir import JOB
 
 pytestmark = without_curves
@@ -287,7 +287,7 @@ def test_a_run_whose_result_cannot_be_written_is_not_done(stopped, monkeypatch, 
         if what == "snapshot":
             patch.setattr("training.training_loop.save_snapshot", full)
         else:
-            patch.setattr("training.run.checkpoint.write_checkpoint", full)
+            patch.setattr("training.run.checkpoint_file.write_checkpoint", full)
         assert "No space left on device" in refused(*TINY, *args, code=1)
     assert seen(run_dir) == 400
     assert invoke(*TINY, *args).exit_code == 0

@@ -8,7 +8,7 @@ from tests import make_data
 from training.dataset import ImageFolderDataset
 from training.model import build_model
 from training.networks import Discriminator, Generator
-from training.run.network_pickle import save_snapshot
+from training.run.snapshot_file import save_snapshot
 from training.settings.config import make_config
 
 # From Python 3.12 on, forking while PyTorch has threads is warned of; data-loader workers do so.

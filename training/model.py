@@ -1,7 +1,7 @@
 """The seam between a run and a family of networks: all that the loop knows of either.
 
 A family is a class that fulfils `Model`, its settings (`training.settings.config.TrainingConfig`)
-and a line in `models/__init__.py`.
+and a line in `dnnlib/families.py`.
 """
 
 from collections.abc import Callable, Mapping, Sequence

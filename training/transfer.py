@@ -8,7 +8,7 @@ import torch
 
 from dnnlib.errors import UserError
 from torch_utils.misc import params_and_buffers
-from training.run.networks_file import read_networks
+from training.run.snapshot_file import read_networks
 from training.settings.transfer_names import OFFICIAL_SNAPSHOTS
 
 logger = logging.getLogger(__name__)
@@ -33,7 +33,7 @@ def read_snapshot(source: str) -> dict[str, Any]:
         As `legacy.load_network_pkl`.
 
     Raises:
-        NetworksFileError: It cannot be read or downloaded, is no network snapshot, or no safe one.
+        SnapshotError: It cannot be read or downloaded, is no network snapshot, or no safe one.
     """
     return read_networks(
         OFFICIAL_SNAPSHOTS.get(source, source),

@@ -9,7 +9,7 @@ import torch
 
 pytest.importorskip("fcntl")  # full disks are made by limits that only Linux has
 from benchmarks import faults, soak
-from training.run.checkpoint import write_checkpoint
+from training.run.checkpoint_file import write_checkpoint
 
 NIMG = 6016
 REFUSAL = "Error: 'x' holds no checkpoint that can be used; start a new run: ..."

@@ -16,7 +16,7 @@ from metrics.registry import find_metric
 from metrics.repeatable import repeatable
 from tests import make_data, tiny
 from torch_utils.spawn import WorkerError, run_processes
-from training.run.networks_file import NetworksFileError
+from training.run.snapshot_file import SnapshotError
 
 ALL = (
     "fid20_full",
@@ -269,7 +269,7 @@ def test_what_cannot_be_measured(files, metric, changes, message):
     [("detector", "Cannot use --network="), ("nowhere", "Cannot read --network=.*No such file")],
 )
 def test_networks_that_cannot_be_used(files, network, message):
-    with pytest.raises(NetworksFileError, match=message):
+    with pytest.raises(SnapshotError, match=message):
         run_job(job(files, "fid20_full", network=files.get(network, network)))
 
 

@@ -17,7 +17,7 @@ import train
 from dnnlib import families
 from tests import tiny
 from tests.train_cli import logging_as_before, snapshot, ticks, without_curves
-from training.run.checkpoint import find_checkpoints, read_checkpoint
+from training.run.checkpoint_file import find_checkpoints, read_checkpoint
 from training.settings.config import config_from_json
 
 ROOT = Path(train.__file__).parent

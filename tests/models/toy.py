@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn.functional import softplus
 
-from models.latent_gan import LatentGAN
+from models.plain_gan import PlainGAN
 from torch_utils.persistence import persistent_class
 from training.networks import FullyConnectedLayer
 from training.settings.config import PlainConfig
@@ -61,4 +61,4 @@ def build_toy(config, data, device, report, networks=None):
     G = ToyG(4, labels, config.width, channels, size)
     D = ToyD(channels * size**2 + labels, config.width)
     loss = ToyLoss(G, D, report)
-    return LatentGAN(config, data, device, G=G, D=D, loss=loss, report=report, networks=networks)
+    return PlainGAN(config, data, device, G=G, D=D, loss=loss, report=report, networks=networks)

@@ -6,7 +6,7 @@ import torch
 import legacy
 from tests import tiny
 from training.networks import Conv2dLayer, Discriminator
-from training.run.network_pickle import save_snapshot
+from training.run.snapshot_file import save_snapshot
 from training.spectral_norm import add_spectral_norm, without_spectral_norm
 
 

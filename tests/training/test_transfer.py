@@ -13,8 +13,7 @@ from tests.hostile_pickles import HOSTILE
 from training import transfer
 from training.networks import Discriminator, Generator
 from training.run import networks_file
-from training.run.network_pickle import save_snapshot
-from training.run.networks_file import NetworksFileError
+from training.run.snapshot_file import SnapshotError, save_snapshot
 from training.settings.transfer_names import OFFICIAL_SNAPSHOTS
 from training.transfer import TransferError, load_weights, read_snapshot
 
@@ -55,9 +54,7 @@ def test_failed_download(monkeypatch):
         raise DownloadError(f"cannot download {url} (no route)")
 
     monkeypatch.setattr(networks_file, "open_url", fail)
-    with pytest.raises(
-        NetworksFileError, match="--resume=ffhq256: cannot download https://.*no route"
-    ):
+    with pytest.raises(SnapshotError, match="--resume=ffhq256: cannot download https://.*no route"):
         read_snapshot("ffhq256")
 
 
@@ -75,16 +72,16 @@ def test_files_that_cannot_be_used(tmp_path, content, message):
     path = tmp_path / "net.pkl"
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(NetworksFileError) as caught:
+    with pytest.raises(SnapshotError) as caught:
         read_snapshot(str(path))
     assert f"--resume={path}" in str(caught.value) and message in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 def test_folders_and_other_schemes(tmp_path):
-    with pytest.raises(NetworksFileError, match="Is a directory"):
+    with pytest.raises(SnapshotError, match="Is a directory"):
         read_snapshot(str(tmp_path))
-    with pytest.raises(NetworksFileError, match="only http, https and local paths"):
+    with pytest.raises(SnapshotError, match="only http, https and local paths"):
         read_snapshot("ftp://example.com/net.pkl")
 
 
@@ -175,7 +172,7 @@ def test_a_snapshot_that_shares_no_layer_is_refused_and_changes_nothing(model):
 
 def test_truncated_snapshots(snapshot):
     os.truncate(snapshot, os.path.getsize(snapshot) // 2)
-    with pytest.raises(NetworksFileError, match="truncated"):
+    with pytest.raises(SnapshotError, match="truncated"):
         read_snapshot(snapshot)
 
 
@@ -183,7 +180,7 @@ def test_truncated_snapshots(snapshot):
 def test_hostile_pickles_run_nothing(tmp_path, name):
     make, named, _ = HOSTILE[name]
     (tmp_path / "net.pkl").write_bytes(make(tmp_path / "sentinel"))
-    with pytest.raises(NetworksFileError, match=named) as caught:
+    with pytest.raises(SnapshotError, match=named) as caught:
         read_snapshot(str(tmp_path / "net.pkl"))
     assert isinstance(caught.value.__cause__, legacy.UnsafePickleError)
     assert not (tmp_path / "sentinel").exists()

@@ -16,10 +16,10 @@ from torch_utils import distributed
 from training.data.image_cache import cache_images
 from training.launch.plan import RunPlan
 from training.monitor.divergence import DivergenceError
-from training.run.checkpoint import find_checkpoints
-from training.run.network_pickle import find_snapshots
+from training.run.checkpoint_file import find_checkpoints
 from training.run.resume import changes, read_settings, restore, write_settings
 from training.run.run_dir import lock_run, log_to
+from training.run.snapshot_file import find_snapshots
 from training.run.snapshots import Evaluate
 from training.training_loop import train
 from training.training_run import TrainingRun

@@ -10,7 +10,7 @@ import torch
 from dnnlib.util import first_line
 from torch_utils import distributed
 from torch_utils.misc import finite_weights
-from training.run.checkpoint import CheckpointError, CheckpointWriter
+from training.run.checkpoint_file import CheckpointError, CheckpointWriter
 from training.run.consistency import check_consistency
 from training.run.random_state import RandomState, seed_all
 from training.run.resume import journal_sizes

@@ -10,7 +10,7 @@ from typing import Any
 from dnnlib.errors import OptionError
 from dnnlib.util import atomic_write
 from training.monitor.metric_records import MEASUREMENTS, forget_measurements, metric_of
-from training.run.checkpoint import (
+from training.run.checkpoint_file import (
     CheckpointError,
     find_checkpoints,
     is_whole,
@@ -174,7 +174,8 @@ def changed_settings(
         raise _finished_error(run_dir, find_checkpoints(run_dir)[0].nimg)
     if fixed := before.fixed_differences(after):
         raise OptionError(
-            f"a run cannot be resumed with another {', '.join(fixed)}: leave it out, or start a new run"
+            f"a run cannot be resumed with another {', '.join(fixed)}: leave it out, or start a new "
+            "run"
         )
     return after, changes(before, after)
 

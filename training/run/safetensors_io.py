@@ -18,7 +18,7 @@ import torch
 from dnnlib.errors import UserError
 from dnnlib.util import EasyDict, atomic_write, first_line, printable
 from torch_utils import persistence
-from training.run.network_pickle import save_snapshot
+from training.run.snapshot_file import save_snapshot
 
 FORMAT = "coopinit-networks-1"
 MAX_JSON_BYTES = 1 << 24

@@ -9,7 +9,7 @@ import torch
 
 from dnnlib.full_disk import disk_may_be_full
 from torch_utils import distributed
-from training.run.network_pickle import remove_old_snapshots, save_snapshot
+from training.run.snapshot_file import remove_old_snapshots, save_snapshot
 
 Evaluate = Callable[[torch.nn.Module, Path], Mapping[str, float]]
 

@@ -135,7 +135,10 @@ def test_rolling_back_once(state):
     pl_mean.fill_(math.nan)
     action, [warning], error = guard.check("adversarial", broken)
     assert action is Action.ROLL_BACK and error is None
-    assert "diverged before kimg 12.0" in warning and "resuming from kimg 8.0 with 0.5 times" in warning
+    assert (
+        "diverged before kimg 12.0" in warning
+        and "resuming from kimg 8.0 with 0.5 times" in warning
+    )
     guard.roll_back()
     assert (state.progress.nimg, state.progress.lr_factor, pl_mean.item()) == (8000, 0.5, 1.0)
     assert all((t == 0.5).all() for t in tensors(state))

@@ -10,7 +10,7 @@ import pytest
 
 from dnnlib.errors import OptionError
 from tests import tiny
-from training.run.checkpoint import CheckpointError, write_checkpoint
+from training.run.checkpoint_file import CheckpointError, write_checkpoint
 from training.run.resume import (
     changed_settings,
     find_run,
@@ -202,7 +202,9 @@ def test_a_batch_that_does_not_divide(tmp_path):
 def test_what_may_not_change(tmp_path, options):
     run_dir = make_run(tmp_path, 0)
     [name] = options
-    with pytest.raises(OptionError, match=f"cannot be resumed with another --{name.replace('_', '-')}"):
+    with pytest.raises(
+        OptionError, match=f"cannot be resumed with another --{name.replace('_', '-')}"
+    ):
         changed_settings(run_dir, options)
 
 

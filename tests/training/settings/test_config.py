@@ -4,9 +4,11 @@ import math
 
 import pytest
 
+from coopinit_patch.langevin import SCHEDULES
 from dnnlib.errors import OptionError
 from tests import tiny
-from training.settings.config import config_from_json, make_config
+from training.settings.config import TrainingConfig, config_from_json, make_config
+from training.settings.setting import settings_of
 
 
 def test_options_override_the_preset():
@@ -145,3 +147,7 @@ def test_training_set_kwargs():
     )
     subset = tiny.config(subset=5, seed=3).training_set_kwargs()
     assert (subset["max_size"], subset["random_seed"]) == (5, 3)
+
+
+def test_the_noise_schedules_are_those_of_the_chain():
+    assert settings_of(TrainingConfig)["coop_noise_schedule"].choices == SCHEDULES

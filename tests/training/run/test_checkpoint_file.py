@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from tests.hostile_pickles import Call
-from training.run import checkpoint
-from training.run.checkpoint import (
+from training.run import checkpoint_file as checkpoint
+from training.run.checkpoint_file import (
     CheckpointError,
     CheckpointWriter,
     find_checkpoints,

@@ -11,7 +11,7 @@ import torch
 import legacy
 from training.augment import AugmentPipe
 from training.networks import Discriminator, Generator
-from training.run.network_pickle import remove_old_snapshots, save_snapshot
+from training.run.snapshot_file import remove_old_snapshots, save_snapshot
 
 ROOT = Path(__file__).parents[3]
 

@@ -2,8 +2,7 @@ import pytest
 import torch
 
 from tests import tiny
-from training.run.network_pickle import save_snapshot
-from training.run.networks_file import NetworksFileError, read_networks, read_sampler
+from training.run.snapshot_file import SnapshotError, read_networks, read_sampler, save_snapshot
 
 CPU = torch.device("cpu")
 
@@ -19,13 +18,13 @@ def test_what_is_no_generator(tmp_path):
     G, D = tiny.networks()
     path = str(tmp_path / "net.pkl")
     save_snapshot(path, G=G, D=D, G_ema=D, augment_pipe=None, training_set_kwargs={})
-    with pytest.raises(NetworksFileError, match="its G_ema is no generator of grey or RGB images"):
+    with pytest.raises(SnapshotError, match="its G_ema is no generator of grey or RGB images"):
         read_sampler(path, f"--network={path}", CPU)
 
 
 def test_the_option_and_a_hint_are_in_the_line(tmp_path):
     path = str(tmp_path / "no.pkl")
-    with pytest.raises(NetworksFileError, match="^Cannot read --resume=no: No such .*; look[.]$"):
+    with pytest.raises(SnapshotError, match="^Cannot read --resume=no: No such .*; look[.]$"):
         read_networks(path, "--resume=no", hint="; look")
-    with pytest.raises(NetworksFileError, match="^Cannot read --x: Is a directory[.]$"):
+    with pytest.raises(SnapshotError, match="^Cannot read --x: Is a directory[.]$"):
         read_networks(str(tmp_path), "--x", hint="; look")

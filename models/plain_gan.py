@@ -21,7 +21,7 @@ BETAS = (0.0, 0.99)  # of Adam, as in StyleGAN2
 EMA_DECAY = 0.999
 
 
-class LatentGAN:
+class PlainGAN:
     """Fulfils `training.model.Model`: Adam for each network, and a moving average of G.
 
     Args:
