@@ -157,8 +157,8 @@ def test_an_error_of_the_system_is_one_line_with_several_processes(data, tmp_pat
 def test_data_that_are_replaced_end_all_with_the_state_saved(data, tmp_path):
     outdir, path = tmp_path / "runs", tmp_path / "data.zip"
     shutil.copy(data, path)
-    process = start(command(path, outdir, "--gpus=2", "--kimg=1000"))
-    wait_for_a_state(process, outdir)
+    process = start(command(path, outdir, "--gpus=2", "--kimg=1000", "--save-minutes=0.001"))
+    wait_for_a_state(process, outdir, newer_than=40)  # the first tick is over
     tiny.write_data(path, count=41)
     output = output_of(process)
     assert process.returncode == 1 and "has been replaced" in output.strip().splitlines()[-1]

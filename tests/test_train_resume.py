@@ -285,7 +285,7 @@ def test_a_run_whose_result_cannot_be_written_is_not_done(stopped, monkeypatch, 
 
     with monkeypatch.context() as patch:
         if what == "snapshot":
-            patch.setattr("training.training_loop.save_snapshot", full)
+            patch.setattr("training.run.snapshots.save_snapshot", full)
         else:
             patch.setattr("training.run.checkpoint_file.write_checkpoint", full)
         assert "No space left on device" in refused(*TINY, *args, code=1)
