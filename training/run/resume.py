@@ -174,8 +174,8 @@ def changed_settings(
         raise _finished_error(run_dir, find_checkpoints(run_dir)[0].nimg)
     if fixed := before.fixed_differences(after):
         raise OptionError(
-            f"a run cannot be resumed with another {', '.join(fixed)}: leave it out, or start a new "
-            "run"
+            f"a run cannot be resumed with another {', '.join(fixed)}: leave it out, or start a "
+            "new run"
         )
     return after, changes(before, after)
 
