@@ -22,6 +22,7 @@ from dnnlib.safe_pickle import RestrictedUnpickler, SafeFunction, SealedDict, Un
 from dnnlib.util import first_line
 from torch_utils import persistence
 
+_NETWORKS = ("G", "D", "G_ema", "augment_pipe")  # of every snapshot; a family may add others
 _MAX_DEPTH = 32  # of nested modules and containers; real snapshots stay below ten
 _MAX_ITEMS = 200_000  # of modules and arguments together; real snapshots have a few thousand
 _MAX_NAME = 200  # characters of the name of a tensor, module or argument
@@ -70,7 +71,8 @@ def _networks_of(data: Any) -> dict[str, Any]:
             f"not a network snapshot: it holds a {type(data).__name__}, not a dict of networks"
         )
     result, checker = {}, _Checker()
-    for key in ("G", "D", "G_ema", "augment_pipe"):
+    others = [key for key, value in data.items() if _is_name(key) and isinstance(value, _Record)]
+    for key in dict.fromkeys([*_NETWORKS, *others]):
         record = data.get(key)
         if isinstance(record, _Record):
             result[key] = _build(checker.record(record, key), key)

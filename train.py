@@ -2,7 +2,7 @@
 
 import dataclasses
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -10,6 +10,10 @@ from dnnlib.command import SectionedCommand
 from dnnlib.errors import OptionError, UserError
 from training.settings.common import GENERAL, PERFORMANCE
 from training.settings.options import option_sections
+
+if TYPE_CHECKING:
+    from training.launch.plan import RunPlan
+    from training.launch.session import OpenEvaluate, Outcome
 
 # Options that are no settings of a run.
 OTHERS = {
@@ -70,7 +74,7 @@ def main(outdir: str, dry_run: bool, restart: bool, **options: Any) -> None:
         say_how_it_ended(launch(plan, open_evaluate))
 
 
-def choose_metrics(given):
+def choose_metrics(given: dict[str, Any]) -> list[str]:
     """Complete and check --metrics in `given`; returns lines to print."""
     from metrics.registry import parse_metrics
 
@@ -87,7 +91,7 @@ def choose_metrics(given):
     return lines
 
 
-def metrics_by_default(given):
+def metrics_by_default(given: dict[str, Any]) -> tuple[str, list[str]]:
     """Metrics where the user names none, and lines to print about them."""
     from torch_utils.devices import find_device
 
@@ -100,7 +104,7 @@ def metrics_by_default(given):
     ]
 
 
-def open_metrics(plan, by_default):
+def open_metrics(plan: "RunPlan", by_default: bool) -> "tuple[RunPlan, OpenEvaluate | None]":
     """The plan, and a function that returns what measures the snapshots of a run.
 
     Metrics that were asked for must be possible before training starts; those that nobody asked
@@ -133,7 +137,7 @@ def open_metrics(plan, by_default):
     return plan, partial(open_evaluate, settings=settings) if elsewhere else lambda: evaluate
 
 
-def say_how_it_ended(outcome):
+def say_how_it_ended(outcome: "Outcome") -> None:
     """Print where to look, or what has been saved."""
     if outcome.done:
         click.echo(f"Done. Open {outcome.run_dir / 'index.html'}")

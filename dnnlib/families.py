@@ -13,7 +13,8 @@ class Family(NamedTuple):
     settings: str  # a subclass of `training.settings.config.TrainingConfig`; imports no torch
     model: str  # fulfils `training.model.Model`
     sampler: str  # fulfils `torch_utils.sampler.Sampler`; takes a network
-    networks: tuple[str, ...]  # modules whose classes a snapshot may name
+    networks: tuple[str, ...]  # modules whose classes a snapshot may name; no two share a name
+    dataset: str = "training.dataset:ImageFolderDataset"  # what else has its items and members
 
 
 FAMILIES = {

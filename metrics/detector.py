@@ -76,7 +76,7 @@ class Detector:
                     rows = self.module(part, **arguments)
             except Exception as error:  # TorchScript raises what its operators raise
                 if not is_out_of_memory(error):
-                    text = last_line(error)
+                    text = reason_of(error)
                     raise MetricError(f"detector {self.source} fails: {text}") from error
                 if len(part) > 1:
                     return None
@@ -134,7 +134,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
-def last_line(error: BaseException) -> str:
+def reason_of(error: BaseException) -> str:
     """The error's last line of text: PyTorch puts the reason after a traceback of the script."""
     lines = [line for line in str(error).strip().splitlines() if line.strip()]
     return first_line(ValueError(lines[-1])) if lines else type(error).__name__

@@ -16,7 +16,7 @@ import torch
 from dnnlib.hashing import file_sha256
 from dnnlib.util import cache_path, first_line, is_url
 from metrics import MetricError
-from metrics.detector import Detector, detector_file, last_line
+from metrics.detector import Detector, detector_file, reason_of
 from metrics.fidelity import TORCH_FIDELITY, load_fidelity_detector
 
 _FOLDER = "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/"
@@ -74,7 +74,7 @@ def _load_script(path: Path, source: str, device: torch.device) -> Any:
                 warnings.simplefilter("ignore", DeprecationWarning)
                 return torch.jit.load(str(path), map_location=device).eval()
         except Exception as error:  # a damaged archive can raise anything
-            problem = last_line(error)
+            problem = reason_of(error)
     raise MetricError(
         f"{source} is no usable TorchScript file ({problem}); remove {path} to download it again"
         if is_url(source)

@@ -39,7 +39,8 @@ class RunMetrics:
         self._files = ImageFiles(data, **view)
         self._settings = settings
         self._evaluation = Evaluation(FileSource(self._files), self._settings)
-        self._evaluation.load_detectors(self._metrics)
+        with distributed.alone():  # rank 0 alone makes one of these
+            self._evaluation.load_detectors(self._metrics)
         self._labels: dict[bool, np.ndarray] | None = None
 
     def __call__(self, G_ema: torch.nn.Module, snapshot: Path) -> dict[str, float]:

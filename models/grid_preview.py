@@ -20,7 +20,7 @@ class GridPreview:
         averaged: Makes the images that are shown.
         current: Makes those whose diversity is measured.
         seed: Chooses images and latents.
-        batch: Images a forward pass.
+        batch: Images per forward pass.
     """
 
     def __init__(

@@ -63,16 +63,21 @@ class PlainGAN:
         phases = tuple(
             Phase(f"{name}main", {name: self.nets[name]}, (self.optimizers[name],)) for name in "GD"
         )
-        coop_loss = build_coop_loss(config, G, D, report)
-        self.stages = Stages(
-            Stage("cooperative", "Coop", coop_loss, phases, coop_rates),
-            Stage("adversarial", "Loss", loss, phases, rates),
-        )
+        cooperative = None
+        if config.coop_kimg > 0:
+            coop_loss = build_coop_loss(config, G, D, report)
+            cooperative = Stage("cooperative", "Coop", coop_loss, phases, coop_rates)
+        self.stages = Stages(cooperative, Stage("adversarial", "Loss", loss, phases, rates))
         averaged, current = DirectSampler(self.nets["G_ema"]), DirectSampler(G)
         self._batches = LatentBatches(config, dataset, current.z_dim, device)
         self.preview = GridPreview(
             dataset, averaged=averaged, current=current, seed=config.seed, batch=config.batch_gpu
         )
+
+    @property
+    def generator(self) -> torch.nn.Module:
+        """The averaged G."""
+        return self.nets["G_ema"]
 
     def micro_batches(
         self, phase: Phase, images: torch.Tensor, labels: torch.Tensor

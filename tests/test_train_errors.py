@@ -1,5 +1,6 @@
 """Bad input, and runs that go wrong: one line each, nothing lost."""
 
+import errno
 import re
 from pathlib import Path
 
@@ -299,3 +300,15 @@ def test_damage_in_the_sample_grid_is_passed_over(tmp_path):
     data = make_data.write_zip(tmp_path / "data.zip", files)
     _, output = trained(f"--data={data}", f"--outdir={tmp_path / 'runs'}", *TINY)
     assert output.count("an image is left out (1 so far)") == 1 and name in output
+
+
+def test_a_full_disk_before_processes_start_is_one_line(data, tmp_path, monkeypatch):
+    def fail():
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("torch_utils.spawn.tempfile.TemporaryDirectory", fail)
+    line = refused(f"--data={data}", f"--outdir={tmp_path / 'runs'}", *SMALL, "--gpus=2", code=1)
+    assert line == (
+        "Error: [Errno 28] No space left on device; make room at "
+        f"'{tmp_path / 'runs'}' and give the same command again"
+    )

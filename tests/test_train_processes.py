@@ -56,7 +56,7 @@ def run_of(outdir):
     return run_dir
 
 
-def wait_for_a_state(process, outdir, newer_than=-1):
+def wait_for_a_checkpoint(process, outdir, newer_than=-1):
     end = time.monotonic() + 120
     while process.poll() is None and time.monotonic() < end:
         states = [s for folder in outdir.glob("0*") for s in find_checkpoints(folder)]
@@ -71,6 +71,27 @@ def trainers(process):
     """The processes that train, by rank: in the order in which they were started."""
     children = psutil.Process(process.pid).children()
     return [c for c in children if "spawn_main" in " ".join(c.cmdline())]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["spawned", "torchrun"])
+def test_rank_0_measures_while_the_others_wait(data, tmp_path, monkeypatch, launcher):
+    monkeypatch.setenv("DNNLIB_CACHE_DIR", str(tmp_path / "cache"))
+    detector = tiny.write_detector(tmp_path / "own.pt")
+    options = ("--metrics=fid40_full", f"--detector={detector}", "--timeout-minutes=0.5")
+    args = command(data, tmp_path / "runs", *options)
+    if launcher == "spawned":
+        args.append("--gpus=2")
+    else:
+        torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+        args[1:1] = torchrun
+    process = start(args)
+    output = output_of(process)
+    assert process.returncode == 0, output
+    run_dir = run_of(tmp_path / "runs")
+    lines = (run_dir / "metric-fid40_full@own.jsonl").read_text().splitlines()
+    assert len(lines) == len(list(run_dir.glob("network-snapshot-*.pkl"))) == 2
+    assert len(list(run_dir.glob("events.out.tfevents.*"))) == 1, "rank 0 alone writes"
 
 
 @pytest.mark.slow
@@ -92,7 +113,7 @@ def test_spawned_processes_and_another_count_on_resume(data, tmp_path):
 def test_a_process_that_dies_ends_all(data, tmp_path):
     outdir = tmp_path / "runs"
     process = start(command(data, outdir, "--gpus=2", "--kimg=1000", "--save-minutes=0.001"))
-    wait_for_a_state(process, outdir, newer_than=40)
+    wait_for_a_checkpoint(process, outdir, newer_than=40)
     trainers(process)[1].kill()
     output = output_of(process)
     assert process.returncode == 1
@@ -128,11 +149,11 @@ def test_timeouts_under_torchrun(monkeypatch, minutes, told):
 
 
 @pytest.mark.slow
-def test_a_parent_that_is_killed_is_gone_on_with_at_once(data, tmp_path):
+def test_a_run_whose_parent_is_killed_is_resumed_at_once(data, tmp_path):
     """What it has spawned outlives it for a moment."""
     outdir = tmp_path / "runs"
     process = start(command(data, outdir, "--gpus=2", "--kimg=5"))
-    wait_for_a_state(process, outdir)
+    wait_for_a_checkpoint(process, outdir)
     process.kill()
     again = start(command(data, outdir, "--gpus=2", "--kimg=5"))
     output_of(process)
@@ -158,7 +179,7 @@ def test_data_that_are_replaced_end_all_with_the_state_saved(data, tmp_path):
     outdir, path = tmp_path / "runs", tmp_path / "data.zip"
     shutil.copy(data, path)
     process = start(command(path, outdir, "--gpus=2", "--kimg=1000", "--save-minutes=0.001"))
-    wait_for_a_state(process, outdir, newer_than=40)  # the first tick is over
+    wait_for_a_checkpoint(process, outdir, newer_than=40)  # the first tick is over
     tiny.write_data(path, count=41)
     output = output_of(process)
     assert process.returncode == 1 and "has been replaced" in output.strip().splitlines()[-1]
@@ -174,7 +195,7 @@ def test_data_that_are_replaced_end_all_with_the_state_saved(data, tmp_path):
 def test_a_process_that_hangs_ends_all(data, tmp_path):
     outdir = tmp_path / "runs"
     process = start(command(data, outdir, "--gpus=2", "--kimg=1000", "--timeout-minutes=0.05"))
-    wait_for_a_state(process, outdir)
+    wait_for_a_checkpoint(process, outdir)
     stopped = trainers(process)[1]
     stopped.suspend()
     output = output_of(process)
@@ -190,7 +211,7 @@ def test_a_process_that_hangs_ends_all(data, tmp_path):
 def test_a_signal_stops_all_of_them_at_one_iteration(data, tmp_path, send, name):
     outdir = tmp_path / "runs"
     process = start(command(data, outdir, "--gpus=2", "--kimg=1000"))
-    wait_for_a_state(process, outdir)
+    wait_for_a_checkpoint(process, outdir)
     send(process.pid, getattr(signal, name))  # Ctrl-C goes to all that share the terminal
     output = output_of(process)
     assert process.returncode == 0, output
@@ -224,7 +245,7 @@ def test_processes_end_with_the_one_that_started_them(data, tmp_path, training):
     process = start(command(data, outdir, "--gpus=2", "--kimg=1000"))
     workers = wait_for_trainers(process)
     if training:
-        wait_for_a_state(process, outdir)
+        wait_for_a_checkpoint(process, outdir)
     process.kill()
     _, left = psutil.wait_procs(workers, timeout=60)
     assert not left
@@ -280,12 +301,12 @@ def test_torchrun_starts_again_what_was_killed_and_a_signal_to_one_stops_all(dat
             *command(data, outdir, "--kimg=1000", "--save-minutes=0.001")[1:],
         ]
     )
-    reached = wait_for_a_state(agent, outdir, newer_than=40)
+    reached = wait_for_a_checkpoint(agent, outdir, newer_than=40)
     before = ranks(agent)
     before[1].kill()
     psutil.wait_procs(before.values(), timeout=60)
     [saved, *_] = find_checkpoints(run_of(outdir))
-    wait_for_a_state(agent, outdir, newer_than=saved.nimg)
+    wait_for_a_checkpoint(agent, outdir, newer_than=saved.nimg)
     ranks(agent)[1].send_signal(signal.SIGUSR1)  # and not to the one that speaks for all
     output = output_of(agent)
     assert agent.returncode == 0, output
@@ -301,7 +322,7 @@ def test_two_machines_one_of_which_is_lost_and_started_again(data, tmp_path):
     first, second = agents(
         data, outdir, "--kimg=1000", "--save-minutes=0.001", "--timeout-minutes=1"
     )
-    reached = wait_for_a_state(first, outdir, newer_than=40)
+    reached = wait_for_a_checkpoint(first, outdir, newer_than=40)
     for child in psutil.Process(second.pid).children(recursive=True):
         child.kill()
     second.kill()
@@ -312,7 +333,7 @@ def test_two_machines_one_of_which_is_lost_and_started_again(data, tmp_path):
     first, second = agents(
         data, outdir, "--kimg=1000", "--save-minutes=0.001", "--timeout-minutes=1"
     )
-    wait_for_a_state(first, outdir, newer_than=saved.nimg)
+    wait_for_a_checkpoint(first, outdir, newer_than=saved.nimg)
     for agent in (first, second):  # as a scheduler does
         for child in psutil.Process(agent.pid).children():
             child.send_signal(signal.SIGUSR1)

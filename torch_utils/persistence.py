@@ -68,11 +68,15 @@ def find_persistent_class(class_name: str) -> type:
     Raises:
         LookupError: There is none; the message names the class.
     """
+    found = []
     for module in families.network_modules():
         importlib.import_module(module)
-        if (module, class_name) in _classes:
-            return _classes[module, class_name]
-    raise LookupError(f"no network class is called {class_name!r}")
+        found += [_classes[module, class_name]] if (module, class_name) in _classes else []
+    if not found:
+        raise LookupError(f"no network class is called {class_name!r}")
+    # A pickle says nothing else of a class, so that families must not share the names of theirs.
+    assert len(found) == 1, f"two families have a class {class_name}"
+    return found[0]
 
 
 def tensors_of_state(state: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

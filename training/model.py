@@ -66,6 +66,11 @@ class Model(Protocol):
     stages: Stages
     preview: Preview
 
+    @property
+    def generator(self) -> torch.nn.Module:
+        """What generates and is measured: G_ema of a snapshot."""
+        ...
+
     def micro_batches(
         self, phase: Phase, images: torch.Tensor, labels: torch.Tensor
     ) -> Sequence[MicroBatch]:
@@ -90,7 +95,10 @@ class Model(Protocol):
         ...
 
     def tick_values(self) -> Mapping[str, float]:
-        """Numbers to report at a tick, by name; Progress/augment is in the status line."""
+        """Numbers to report at a tick, by name; Progress/augment is in the status line.
+
+        Rank 0 alone asks for them, as for pictures and snapshots.
+        """
         ...
 
     def snapshot(self) -> Mapping[str, torch.nn.Module | None]:
@@ -169,8 +177,9 @@ class TrainingState:
             optimizer.load_state_dict({"state": state["moments"][name], "param_groups": groups})
         self.model.load_state_dict(state["model"])
 
-    def enter(self, stage: Stage) -> None:
-        """Set the learning rates of `stage`; networks and moments stay as they are."""
+    def set_learning_rates(self, stage: Stage) -> None:
+        """Those of `stage` for the next iteration; networks and moments stay as they are."""
+        factor = stage.schedule(self.progress.nimg) * self.progress.lr_factor
         for name, lr in stage.learning_rates.items():
             for group in self.model.optimizers[name].param_groups:
-                group["lr"] = lr * self.progress.lr_factor
+                group["lr"] = lr * factor

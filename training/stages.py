@@ -67,6 +67,11 @@ class Phase:
         return [parameter for net in self.nets.values() for parameter in net.parameters()]
 
 
+def constant(nimg: int) -> float:
+    """Schedule of learning rates that stay as they are."""
+    return 1.0
+
+
 @dataclass(frozen=True)
 class Stage:
     """A loss, its phases in order, and the learning rates that hold while it runs."""
@@ -76,6 +81,7 @@ class Stage:
     loss: Loss
     phases: tuple[Phase, ...]
     learning_rates: Mapping[str, float]  # by name of the optimizer
+    schedule: Callable[[int], float] = constant  # factor on them, by the real images seen so far
     adaptive: bool = False  # whether the probability of augmentations follows D's overfitting
 
     @property

@@ -53,9 +53,8 @@ class TrainingRun:
         self.stats = TrainingStats()
         self.model = build_model(config, dataset, device, self.stats.report, networks)
         self.state = TrainingState(self.model)
-        self.guard = DivergenceGuard(
-            self.state, self.model.stages.adversarial.nets, config.on_divergence == "restore"
-        )
+        nets, trained = self.model.nets, self.model.stages.adversarial.nets
+        self.guard = DivergenceGuard(self.state, trained, config.on_divergence == "restore")
         self.diagnostics = Diagnostics(config.stop_on)
         self.data = RealImages(dataset, config, device, rank)
         self.reporter = Reporter(config, self.run_dir, self.stats, device, quiet=rank > 0)
@@ -64,7 +63,7 @@ class TrainingRun:
         if rank > 0:  # the networks have been made; all else is drawn independently
             seed_all(config.seed * config.gpus + rank)
         self.checkpointer = Checkpointer(
-            config, self.run_dir, dataset.signature, self.model.nets, device, saved
+            config, self.run_dir, dataset.signature, nets, trained, device, saved
         )
         self.checkpointer.add(
             training=self.state,
@@ -102,11 +101,11 @@ class TrainingRun:
         return cooperative if due and cooperative is not None else adversarial
 
     def enter_stage(self) -> Stage:
-        """Enter the stage that is due, unless it was; only learning rates change."""
+        """The stage that is due, entered; networks and optimizers stay as they are."""
         due = self.due_stage()
+        self.state.set_learning_rates(due)
         if due is not self._stage:
             self._stage = due
-            self.state.enter(due)
             logger.info("%s stage from kimg %.1f", due.name.capitalize(), self.nimg / 1e3)
         return due
 

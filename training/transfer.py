@@ -29,9 +29,6 @@ def read_snapshot(source: str) -> dict[str, Any]:
     Returns:
         As `legacy.load_network_pkl`.
 
-    Returns:
-        As `legacy.load_network_pkl`.
-
     Raises:
         SnapshotError: It cannot be read or downloaded, is no network snapshot, or no safe one.
     """
@@ -51,12 +48,15 @@ def load_weights(
     How many were copied is logged, and a table of those that were not.
 
     Args:
-        nets: The modules G, D and G_ema of this run, by name; written in place.
+        nets: The modules of this run, by name; written in place.
         networks: Those of the snapshot.
 
     Raises:
-        TransferError: No weight of G's synthesis network fits, or none of D; nothing is copied.
+        TransferError: A network is missing in the snapshot, or no layer of it fits; nothing is
+            copied.
     """
+    if missing := [name for name in nets if networks.get(name) is None]:
+        raise TransferError(f"The snapshot of --resume holds no {', '.join(missing)}.")
     pairs = {name: (_tensors(networks[name]), _tensors(net)) for name, net in nets.items()}
     shared = {name: _fitting(*pair) for name, pair in pairs.items()}
     _require_use(shared)

@@ -56,6 +56,11 @@ class StyleGAN2Model:
             batch=config.batch_gpu,
         )
 
+    @property
+    def generator(self) -> torch.nn.Module:
+        """The averaged G."""
+        return self.parts.G_ema
+
     def micro_batches(
         self, phase: Phase, images: torch.Tensor, labels: torch.Tensor
     ) -> list[MicroBatch]:

@@ -1,4 +1,5 @@
 import copy
+import dataclasses
 
 import pytest
 import torch
@@ -68,3 +69,13 @@ def test_an_iteration_moves_the_average_by_its_decay(tmp_path, rampup):
             update_ema(expected, nets["G"], ema_decay(batch, nimg, 0.02, rampup))
             for a, b in zip(expected.parameters(), nets["G_ema"].parameters(), strict=True):
                 assert torch.equal(a, b)
+
+
+def test_learning_rates_follow_the_schedule_of_the_stage(tmp_path):
+    run = make_run(tmp_path, lr=0.001)
+    stage = dataclasses.replace(run.model.stages.adversarial, schedule=lambda nimg: 1 - nimg / 4000)
+    run.model.stages = run.model.stages._replace(adversarial=stage)
+    for nimg, factor in ((1000, 0.75), (2000, 0.5)):
+        run.state.progress.nimg = nimg
+        run.enter_stage()
+        assert rates(run) == pytest.approx([0.001 * 4 / 5 * factor, 0.001 * 16 / 17 * factor])

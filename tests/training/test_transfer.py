@@ -12,7 +12,7 @@ from tests import tiny
 from tests.hostile_pickles import HOSTILE
 from training import transfer
 from training.networks import Discriminator, Generator
-from training.run import networks_file
+from training.run import snapshot_file
 from training.run.snapshot_file import SnapshotError, save_snapshot
 from training.settings.transfer_names import OFFICIAL_SNAPSHOTS
 from training.transfer import TransferError, load_weights, read_snapshot
@@ -42,7 +42,7 @@ def test_read_snapshot(snapshot):
 def test_official_names_stand_for_urls(snapshot, monkeypatch):
     asked = []
     monkeypatch.setattr(
-        networks_file, "open_url", lambda url: asked.append(url) or open(snapshot, "rb")
+        snapshot_file, "open_url", lambda url: asked.append(url) or open(snapshot, "rb")
     )
     read_snapshot("lsundog256")
     read_snapshot("https://example.com/net.pkl")
@@ -53,7 +53,7 @@ def test_failed_download(monkeypatch):
     def fail(url):
         raise DownloadError(f"cannot download {url} (no route)")
 
-    monkeypatch.setattr(networks_file, "open_url", fail)
+    monkeypatch.setattr(snapshot_file, "open_url", fail)
     with pytest.raises(SnapshotError, match="--resume=ffhq256: cannot download https://.*no route"):
         read_snapshot("ffhq256")
 

@@ -78,7 +78,7 @@ class RealImages:
 
     Yields (images [N, C, H, W] float32 in [-1, 1], labels [N, c_dim] float32), N the batch of this
     process. The order is a function of the seed and of the number of images that earlier batches
-    have drawn, so that a stream is resumed where it was left. In the place of a damaged image
+    have drawn, so that a stream is resumed where it was left. Instead of a damaged image
     stands the next whole one; DatasetError is raised when more than 1 % are damaged. Workers that
     die are started again, at the batch that was due.
 

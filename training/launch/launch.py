@@ -36,7 +36,7 @@ def launch(plan: RunPlan, open_evaluate: "OpenEvaluate | None" = None) -> "Outco
     from torch_utils import distributed
     from torch_utils.ops.backend import select
     from torch_utils.spawn import run_processes
-    from training.launch.session import train_as_planned, train_spawned
+    from training.launch.session import errors_explained, train_as_planned, train_spawned
     from training.transfer import read_snapshot
 
     config = plan.config
@@ -47,16 +47,17 @@ def launch(plan: RunPlan, open_evaluate: "OpenEvaluate | None" = None) -> "Outco
     run_dir = plan.run_dir or distributed.broadcast_from_rank0(lambda: make_run_dir(plan))
     ended = False
     try:
-        if spawns(plan):  # networks cannot be pickled; each process reads them
-            outcome = run_processes(
-                train_spawned,
-                config.gpus,
-                *(plan, run_dir, open_evaluate),
-                device=config.device,
-                timeout=timedelta(minutes=config.timeout_minutes),
-            )
-        else:
-            outcome = train_as_planned(plan, run_dir, networks, open_evaluate)
+        with errors_explained(run_dir):
+            if spawns(plan):  # networks cannot be pickled; each process reads them
+                outcome = run_processes(
+                    train_spawned,
+                    config.gpus,
+                    *(plan, run_dir, open_evaluate),
+                    device=config.device,
+                    timeout=timedelta(minutes=config.timeout_minutes),
+                )
+            else:
+                outcome = train_as_planned(plan, run_dir, networks, open_evaluate)
         ended = True
         return outcome
     finally:

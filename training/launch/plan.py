@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dnnlib import families
 from dnnlib.errors import OptionError
 from training.settings.config import TrainingConfig, make_config
+from training.settings.family_settings import DEFAULT_CFG, config_class, family_name
 from training.settings.run_name import describe_run
 
 
@@ -129,12 +131,12 @@ def open_dataset(given: Mapping[str, Any]) -> Any:
     Raises:
         DatasetError: It cannot be used.
     """
-    from training.dataset import ImageFolderDataset
-
     if "data" not in given:
         raise OptionError("Missing option '--data': the zip or folder to train on")
     subset = given.get("subset")
-    return ImageFolderDataset(
+    family = family_name(config_class(given.get("cfg", DEFAULT_CFG)))
+    make = families.load(families.FAMILIES[family].dataset)
+    return make(
         given["data"],
         use_labels=given.get("cond", False),
         max_size=None if subset is None else max(subset, 1),  # refused later

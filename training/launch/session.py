@@ -62,10 +62,10 @@ def train_as_planned(
         open_evaluate: Returns what measures snapshots, on rank 0.
 
     Raises:
-        UserError: Whatever the user can mend, in one line.
+        UserError, OSError: What the user can mend; `errors_explained` says how.
     """
     config = plan.config
-    with errors_explained(run_dir), contextlib.ExitStack() as stack:
+    with contextlib.ExitStack() as stack:
         distributed.run_on_rank0(lambda: _enter(stack, run_dir))
         saved = None
         if plan.run_dir is not None:
@@ -92,12 +92,13 @@ def train_as_planned(
 def train_spawned(plan: RunPlan, run_dir: Path, open_evaluate: OpenEvaluate | None) -> Outcome:
     """`train_as_planned` in a new process, which has to be told what to say first."""
     show_messages(distributed.is_rank0())
-    return train_as_planned(plan, run_dir, None, open_evaluate)
+    with errors_explained(run_dir):
+        return train_as_planned(plan, run_dir, None, open_evaluate)
 
 
 @contextlib.contextmanager
 def errors_explained(run_dir: Path) -> Iterator[None]:
-    """Context whose errors that a user can mend are one line, which says how to go on."""
+    """Context whose errors that a user can mend are one line, which says how to continue."""
     try:
         yield
     except OSError as error:
@@ -108,8 +109,7 @@ def errors_explained(run_dir: Path) -> Iterator[None]:
     except DivergenceError as error:
         raise DivergenceError(f"{error}{_after_divergence(run_dir)}") from error
     except UserError as error:
-        if "\n" in str(error):  # of a data-loader worker, with its traceback
-            raise type(error)(last_line(error)) from error
+        error.args = (last_line(error),)  # a data-loader worker puts its traceback before it
         raise
 
 

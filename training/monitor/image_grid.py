@@ -83,8 +83,8 @@ def snapshot_grid(
     """Choose the real images for `reals.png`, and the labels for the grids of generated ones.
 
     With class labels each row shows one class, in order of the classes (as many as there are
-    rows); otherwise the images are a random choice. Images repeat where there are too few, and in
-    the place of a damaged one stands the next whole one.
+    rows); otherwise the images are a random choice. Images repeat where there are too few, and a
+    damaged one is replaced by the next whole one.
 
     Args:
         dataset: The images.

@@ -10,6 +10,7 @@ from typing import Any
 from dnnlib.full_disk import disk_may_be_full
 from training.monitor.curves import save_curves
 from training.monitor.metric_records import metrics_by_kimg
+from training.settings.family_settings import config_class
 
 TEMPLATE = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title>
@@ -94,8 +95,8 @@ def _summary(settings: Mapping[str, Any]) -> str:
     adversarial = settings["kimg"] - coop
     stages = [f"{coop} kimg of cooperative initialisation"] if coop else []
     stages += [f"{adversarial} kimg of adversarial training"] if adversarial else []
-    size = settings["resolution"]
-    return f"StyleGAN2 at {size}x{size} on {settings['data']}: {', then '.join(stages)}."
+    size, family = settings["resolution"], config_class(settings["cfg"]).title()
+    return f"{family} at {size}x{size} on {settings['data']}: {', then '.join(stages)}."
 
 
 def _text(value: object) -> str:

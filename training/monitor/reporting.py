@@ -192,7 +192,8 @@ class Reporter:
 
     def metrics(self, values: Mapping[str, float], nimg: int) -> None:
         """Write numbers {name: value} that were measured of a snapshot to TensorBoard."""
-        self._write_events({f"Metrics/{name}": value for name, value in values.items()}, nimg)
+        if values and not self._quiet:
+            self._write_events({f"Metrics/{name}": value for name, value in values.items()}, nimg)
 
     def maintenance(self) -> None:
         """Call when the work between two ticks (snapshots, images) is over."""

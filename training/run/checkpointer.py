@@ -36,6 +36,7 @@ class Checkpointer:
         run_dir: The run folder.
         signature: Tells the data set from others (`ImageFolderDataset.signature`).
         nets: All networks by name; they must be the same in all processes.
+        trained: Those that a guard watches; they must be finite.
         device: Where training happens.
         saved: What `read_newest_checkpoint(run_dir)` returned, to resume from; or None.
     """
@@ -46,11 +47,12 @@ class Checkpointer:
         run_dir: Path,
         signature: str,
         nets: Mapping[str, torch.nn.Module],
+        trained: Mapping[str, torch.nn.Module],
         device: torch.device,
         saved: tuple[Path, dict[str, Any]] | None = None,
     ) -> None:
         self._config, self._run_dir, self._signature = config, run_dir, signature
-        self._nets = nets
+        self._nets, self._trained = nets, trained
         self._parts: dict[str, Part] = {}
         self._random = RandomState(device)
         path, self._saved = saved or (None, None)
@@ -113,7 +115,7 @@ class Checkpointer:
             CheckpointError: Several saves in a row have failed.
         """
         check_consistency(self._nets)
-        if not all(finite_weights(self._nets).values()):
+        if not all(finite_weights(self._trained).values()):
             return
         parts = {name: part.state_dict() for name, part in self._parts.items()}
         random_states = distributed.gather(self._random.state_dict())

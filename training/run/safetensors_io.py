@@ -42,7 +42,7 @@ def export_networks(networks: Mapping[str, Any], path: str | os.PathLike) -> Non
     beside = Path(path).with_suffix(".json")
     if beside.exists():
         _require_own(beside)
-    nets = {name: networks[name] for name in NETWORKS if networks[name] is not None}
+    nets = {name: net for name, net in networks.items() if isinstance(net, torch.nn.Module)}
     tensors = {
         f"{name}.{key}": tensor.contiguous().clone()
         for name, net in nets.items()

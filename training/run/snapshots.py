@@ -89,6 +89,6 @@ class Snapshots:
         name, self._pending_evaluation = self._pending_evaluation, None
         numbers: Mapping[str, float] = {}
         if name is not None and self._evaluate is not None:
-            numbers = self._evaluate(self._model.snapshot()["G_ema"], self._run_dir / name)
+            numbers = self._evaluate(self._model.generator, self._run_dir / name)
         distributed.wait_for_rank0()  # measuring takes longer than a step may
         return numbers

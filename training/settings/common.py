@@ -186,24 +186,19 @@ class CommonSettings:
         in_run_name=NamePart(12, when="set"),
     )
     precision: str = setting(
-        "precision of the four highest resolutions: fp32, fp16 (CUDA only) or bf16",
+        "precision of large feature maps: fp32, fp16 (CUDA only) or bf16",
         section=PERFORMANCE,
         choices=("fp32", "fp16", "bf16"),
         in_run_name=LATE,
         unless_given="fp16 on CUDA, fp32 on the CPU",
     )
     nhwc: bool = setting(
-        "channels-last memory layout in half-precision blocks",
+        "channels-last memory layout where precision is halved",
         False,
         section=PERFORMANCE,
         runtime=True,
     )
-    lr: float = setting(
-        "learning rate of Adam, before the lazy correction",
-        section=LEARNING_RATES,
-        above=0,
-        in_run_name=RATE,
-    )
+    lr: float = setting("learning rate of Adam", section=LEARNING_RATES, above=0, in_run_name=RATE)
     lr_g: float | None = setting(
         "learning rate of G",
         None,

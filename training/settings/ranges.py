@@ -19,7 +19,7 @@ def value_problems(declared: Setting, value: Any) -> Iterator[str]:
             allowed = "a number or" if float in declared.kinds else "one of"
             yield f"{option} must be {allowed} {', '.join(choices)}, not {value}"
     elif value is not None:
-        if not math.isfinite(value):
+        if isinstance(value, float) and not math.isfinite(value):
             yield f"{option} must be a finite number, not {value}"
         elif not _in_range(declared, value):
             yield f"{option} must be {_range(declared)}, not {value}"

@@ -77,7 +77,7 @@ def test_regularisers_that_are_not_lazy(data):
     model = make(data, gamma=0.1, pl_weight=2.0, lazy=False, lr_d=0.01, coop_kimg=1)
     for stage in model.stages:
         assert {phase.interval for phase in stage.phases} == {1}
-        TrainingState(model).enter(stage)
+        TrainingState(model).set_learning_rates(stage)
         assert learning_rates(model) == [0.0025, 0.01]
         for optimizer in model.optimizers.values():
             assert optimizer.param_groups[0]["betas"] == (0.0, 0.99)
@@ -132,7 +132,7 @@ def test_stages_share_networks_and_set_their_learning_rates(data):
     model = make(data, coop_kimg=1, coop_lr_g=0.01, coop_lr_d=0.02)
     for stage, lr_g, lr_d in zip(model.stages, (0.01, 0.0025), (0.02, 0.0025), strict=True):
         assert stage.nets == {"G": model.parts.G, "D": model.parts.D}
-        TrainingState(model).enter(stage)
+        TrainingState(model).set_learning_rates(stage)
         assert learning_rates(model) == pytest.approx([lr_g * 4 / 5, lr_d * 16 / 17])
 
 

@@ -16,6 +16,11 @@ def test_options_override_the_preset():
     assert (config.gamma, config.kimg, config.batch, config.resolution) == (0.0, 100000, 64, 32)
 
 
+def test_numbers_of_any_length():
+    with pytest.raises(OptionError, match="--seed must be from 0 to 2.32 - 1"):
+        tiny.config(seed=10**400)
+
+
 def test_json_round_trip():
     config = tiny.config(
         subset=7,
