@@ -501,6 +501,7 @@ def test_more_members_than_any_data_set_has(tmp_path, monkeypatch, declared):
         read_dataset(path)
 
 
+@pytest.mark.slow
 def test_a_million_members_are_counted_without_being_held(tmp_path):
     path = tmp_path / "data.zip"
     names = (b"%05d/img%08d.png" % (i // 1000, i) for i in range(10**6))

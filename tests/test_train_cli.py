@@ -183,6 +183,7 @@ def test_generate_makes_images_from_a_snapshot(first, tmp_path):
         assert picture.size == (8, 8)
 
 
+@pytest.mark.slow
 @without_curves
 def test_a_conditional_run_with_all_of_the_data_options(data, tmp_path):
     (tmp_path / "00007-earlier").mkdir()
@@ -218,6 +219,7 @@ def test_a_conditional_run_with_all_of_the_data_options(data, tmp_path):
     assert not torch.equal(final["D"].b4.conv.weight, start["D"].b4.conv.weight)
 
 
+@pytest.mark.slow
 @without_curves
 def test_resume_starts_from_the_weights_of_the_snapshot(first, data, tmp_path):
     network = first[0] / "network-snapshot-000002.pkl"
@@ -353,6 +355,7 @@ def test_a_cooperative_stage_longer_than_the_run_is_announced(data):
     assert result.exit_code == 0 and "throughout" not in result.output
 
 
+@pytest.mark.slow
 @without_curves
 def test_adaptive_augmentation_starts_after_the_cooperative_stage(data, tmp_path):
     run_dir, _ = trained(

@@ -222,6 +222,7 @@ def test_a_run_that_diverges_stops_with_its_last_good_networks(data, tmp_path):
         assert all(tensor.isfinite().all() for tensor in networks[name].state_dict().values())
 
 
+@pytest.mark.slow
 def test_a_run_that_diverges_goes_back_once_if_asked_to(data, tmp_path):
     line = refused(
         f"--data={data}",
@@ -242,6 +243,7 @@ def test_a_run_that_diverges_goes_back_once_if_asked_to(data, tmp_path):
     assert log.count("resuming from kimg 0.0 with 0.5 times the learning rates.") == 1
 
 
+@pytest.mark.slow
 def test_an_archive_that_is_replaced_while_training(data, tmp_path, monkeypatch):
     path = tmp_path / "data.zip"
     path.write_bytes(Path(data).read_bytes())
@@ -282,6 +284,7 @@ def test_a_run_is_not_removed_with_its_first_picture(data, tmp_path, monkeypatch
     assert find_checkpoints(run_dir)
 
 
+@pytest.mark.slow
 def test_the_same_damage_is_counted_once(tmp_path, caplog):
     """Pillow's message about a file whose first chunk is broken is another one each time."""
     files = make_data.archive_files(make_data.pixels(200, 8, 1))

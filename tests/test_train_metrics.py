@@ -117,6 +117,7 @@ def test_numbers_in_tensorboard_and_on_the_page(first):
     assert "<th>pr20_k3_recall@own</th>" in page
 
 
+@pytest.mark.slow
 def test_a_run_that_stops_measures_when_it_goes_on(files, tmp_path, monkeypatch):
     iterate = training_loop.iterate
 
@@ -164,6 +165,7 @@ def test_keep(files, tmp_path):
     assert names == ["network-snapshot-000001.pkl", "network-snapshot-000009.pkl"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("error", "message"),
     [

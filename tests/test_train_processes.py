@@ -110,6 +110,7 @@ def test_spawned_processes_and_another_count_on_resume(data, tmp_path):
     assert [tick["Progress/kimg"]["mean"] for tick in ticks(run_dir)][-1] == 3.0
 
 
+@pytest.mark.slow
 def test_a_process_that_dies_ends_all(data, tmp_path):
     outdir = tmp_path / "runs"
     process = start(command(data, outdir, "--gpus=2", "--kimg=1000", "--save-minutes=0.001"))

@@ -53,6 +53,7 @@ REGULARISERS = {
 ONLY_THERE = set().union(*(stats for _, stats in REGULARISERS.values())) | {"Loss/brc_weight"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", slow_except(["lazy R1 and path length"], REGULARISERS))
 def test_regularisers(data, tmp_path, name):
     options, expected = REGULARISERS[name]

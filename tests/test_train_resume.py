@@ -227,6 +227,7 @@ def test_data_may_be_named_from_another_folder(stopped, monkeypatch):
     assert f"Resuming the unfinished run {run_dir}" in output
 
 
+@pytest.mark.slow
 def test_a_run_that_was_ended_while_measuring_measures_again(stopped, monkeypatch):
     """The state of a snapshot is saved before its metrics, which take long."""
     args, run_dir = stopped

@@ -192,6 +192,7 @@ def test_long_tasks_of_one_do_not_count_as_hanging():
     assert found == ["loaded", "loaded", "loaded", 0, 1]
 
 
+@pytest.mark.slow
 def test_a_step_that_takes_too_long_does(monkeypatch):
     monkeypatch.setattr("torch_utils.spawn._GRACE", 1)
     with pytest.raises(WorkerError, match="a process has kept the others waiting"):

@@ -147,6 +147,7 @@ def test_half_precision_rounds_once(dtype):
     assert torch.equal(pipe(x, debug_percentile=0.7), expected)
 
 
+@pytest.mark.slow
 def test_second_derivatives():
     pipe = make_pipe(1, **EVERYTHING)
     x = torch.randn([1, 3, 4, 5], dtype=torch.float64, requires_grad=True)

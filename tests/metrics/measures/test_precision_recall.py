@@ -93,6 +93,7 @@ def test_blocks_stay_within_the_memory(memory, shape):
     assert 4 * (3 * rows * columns + (rows + columns) * dim) <= max(memory, 4 * (3 + 2 * dim))
 
 
+@pytest.mark.slow
 def test_memory_that_is_really_used():
     import torch
 

@@ -49,6 +49,7 @@ def test_training_runs_without_native_operators_with_unchanged_results(no_compil
     assert runs["auto"] == runs["ref"]
 
 
+@pytest.mark.slow
 def test_insisting_on_native_ends_in_one_line_before_any_work(no_compiler, fresh):
     data = tiny.write_data(fresh / "tiny.zip")
     result = invoke(*ON_CPU, f"--data={data}", f"--outdir={fresh}/runs", "--ops=native")
@@ -59,6 +60,7 @@ def test_insisting_on_native_ends_in_one_line_before_any_work(no_compiler, fresh
     assert not (fresh / "runs").exists()
 
 
+@pytest.mark.slow
 def test_first_use_warns_once(no_compiler, caplog):
     backend.select("auto")
     with caplog.at_level(logging.WARNING):

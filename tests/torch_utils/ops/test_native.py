@@ -184,6 +184,7 @@ def test_export_keeps_the_operators():
     assert torch.allclose(program.module()(x, b), Block()(x, b))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dynamic", [False, True])
 @pytest.mark.filterwarnings("ignore")  # of the compiler about itself
 def test_compiled_training_step_without_a_graph_break(dynamic):

@@ -155,6 +155,7 @@ def no_room_in_worker():
     )
 
 
+@pytest.mark.slow
 @tiny.starts_workers
 @pytest.mark.parametrize("fault", [exit_in_worker, killed_in_worker, no_room_in_worker])
 def test_workers_that_die_again_and_again(monkeypatch, caplog, capfd, fault):

@@ -96,6 +96,7 @@ def data(tmp_path_factory):
     return tiny.write_data(tmp_path_factory.mktemp("data") / "tiny.zip")
 
 
+@pytest.mark.slow
 @without_curves
 def test_a_run_reports_what_the_symptoms_look_at(data, tmp_path):
     run_dir, _ = trained(

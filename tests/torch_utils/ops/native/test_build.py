@@ -105,6 +105,7 @@ def test_waiting_for_a_living_process_ends(tiny, monkeypatch):
     assert calls(tiny) == 0
 
 
+@pytest.mark.slow
 def test_a_failing_compiler_is_quoted_and_not_asked_again(tiny, monkeypatch):
     compiler(tiny, monkeypatch, "echo 'tiny.cpp:1:1: error: cannot be' >&2; exit 1")
     with pytest.raises(build.BuildError) as first:

@@ -28,6 +28,7 @@ def test_says_what_is_missing_and_what_to_do(tiny, monkeypatch):  # noqa: F811
     assert "To do: there is no working C++ compiler (/nowhere/g++): install one" in text
 
 
+@pytest.mark.slow
 def test_build_and_doctor_of_a_failing_compiler(tiny, monkeypatch):  # noqa: F811
     compiler(tiny, monkeypatch, "echo 'x.cpp:1: error: no' >&2; exit 1")
     assert "will be built on first use; now: python -m torch_utils.ops build" in doctor.report()
