@@ -16,13 +16,13 @@ from typing import Any, BinaryIO, NamedTuple
 import torch
 
 import dnnlib
+from dnnlib import families
 from dnnlib.errors import UserError
 from dnnlib.safe_numpy import NUMPY_NAMES, PickledArray
 from dnnlib.safe_pickle import RestrictedUnpickler, SafeFunction, SealedDict, UnsafePickleError
 from dnnlib.util import first_line
 from torch_utils import persistence
 
-_NETWORKS = ("G", "D", "G_ema", "augment_pipe")  # of every snapshot; a family may add others
 _MAX_DEPTH = 32  # of nested modules and containers; real snapshots stay below ten
 _MAX_ITEMS = 200_000  # of modules and arguments together; real snapshots have a few thousand
 _MAX_NAME = 200  # characters of the name of a tensor, module or argument
@@ -71,13 +71,14 @@ def _networks_of(data: Any) -> dict[str, Any]:
             f"not a network snapshot: it holds a {type(data).__name__}, not a dict of networks"
         )
     result, checker = {}, _Checker()
-    others = [key for key, value in data.items() if _is_name(key) and isinstance(value, _Record)]
-    for key in dict.fromkeys([*_NETWORKS, *others]):
+    for key in dict.fromkeys(families.snapshot_names()):
         record = data.get(key)
         if isinstance(record, _Record):
             result[key] = _build(checker.record(record, key), key)
         elif key == "augment_pipe" and record is None:
             result[key] = None
+        elif key not in families.NETWORKS and record is None:
+            continue  # of another family
         else:
             found = "nothing" if record is None else f"a {type(record).__name__}"
             raise NetworkPickleError(f"not a network snapshot: {key!r} is {found}, not a network")

@@ -14,8 +14,11 @@ class Family(NamedTuple):
     model: str  # fulfils `training.model.Model`
     sampler: str  # fulfils `torch_utils.sampler.Sampler`; takes a network
     networks: tuple[str, ...]  # modules whose classes a snapshot may name; no two share a name
+    others: tuple[str, ...] = ()  # names of what a snapshot holds beside NETWORKS
     dataset: str = "training.dataset:ImageFolderDataset"  # what else has its items and members
 
+
+NETWORKS = ("G", "D", "G_ema", "augment_pipe")  # of every snapshot; the last one may be None
 
 FAMILIES = {
     "stylegan2": Family(
@@ -36,6 +39,11 @@ def load(name: str) -> Any:
 def network_modules() -> tuple[str, ...]:
     """Modules of all families whose classes a snapshot may name."""
     return tuple(module for family in FAMILIES.values() for module in family.networks)
+
+
+def snapshot_names() -> tuple[str, ...]:
+    """Names of all networks that a snapshot of any family may hold."""
+    return (*NETWORKS, *(name for family in FAMILIES.values() for name in family.others))
 
 
 def family_of(network: object) -> str:

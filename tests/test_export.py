@@ -3,6 +3,7 @@ from click.testing import CliRunner
 from safetensors.torch import load_file
 
 import export
+from dnnlib import families
 from tests import tiny
 from tests.pipes import make_pipe
 from tests.train_cli import snapshot
@@ -79,3 +80,16 @@ def test_bad_input(tmp_path):
         assert result.exit_code == code and message in result.output, result.output
         assert isinstance(result.exception, SystemExit)
         assert not (tmp_path / dest).exists() or dest == "other.pkl"
+
+
+def test_a_family_may_have_other_networks(tmp_path, monkeypatch):
+    family = families.FAMILIES["stylegan2"]
+    monkeypatch.setitem(families.FAMILIES, "stylegan2", family._replace(others=("F",)))
+    G, D = tiny.networks()
+    nets = dict(G=G, D=D, G_ema=G, augment_pipe=None, F=D)
+    save_snapshot(tmp_path / "n.pkl", training_set_kwargs={}, **nets)
+    for source, dest in (("n.pkl", "n.safetensors"), ("n.safetensors", "m.pkl")):
+        result = run(f"--network={tmp_path / source}", f"--dest={tmp_path / dest}")
+        assert result.exit_code == 0, result.output
+    back = snapshot(tmp_path / "m.pkl")["F"].state_dict()
+    assert all(torch.equal(value, back[name]) for name, value in D.state_dict().items())

@@ -15,14 +15,15 @@ import safetensors
 import safetensors.torch
 import torch
 
+from dnnlib import families
 from dnnlib.errors import UserError
+from dnnlib.families import NETWORKS
 from dnnlib.util import EasyDict, atomic_write, first_line, printable
 from torch_utils import persistence
 from training.run.snapshot_file import save_snapshot
 
 FORMAT = "coopinit-networks-1"
 MAX_JSON_BYTES = 1 << 24
-NETWORKS = ("G", "D", "G_ema", "augment_pipe")
 
 
 class SafetensorsError(UserError, ValueError):
@@ -96,7 +97,7 @@ def save_imported(networks: Mapping[str, Any], path: str | os.PathLike) -> None:
     Raises:
         OSError: The file cannot be written.
     """
-    nets = {name: networks[name] for name in NETWORKS}
+    nets = {name: net for name, net in networks.items() if name != "training_set_kwargs"}
     save_snapshot(path, training_set_kwargs=networks["training_set_kwargs"] or {}, **nets)
 
 
@@ -110,8 +111,8 @@ def _read_description(path: Path) -> dict[str, Any]:
         raise SafetensorsError(f"'{path.name}' describes no networks of this format")
     networks = _item(description, "networks", dict, path.name)
     for name, record in networks.items():
-        if name not in NETWORKS:
-            raise SafetensorsError(f"'{printable(name)}' is none of {', '.join(NETWORKS)}")
+        if name not in (known := families.snapshot_names()):
+            raise SafetensorsError(f"'{printable(name)}' is none of {', '.join(known)}")
         if not isinstance(record, dict):
             raise SafetensorsError(f"'{name}' in '{path.name}' is not a dict")
         for key, kind in (("class", str), ("args", list), ("kwargs", dict)):
